@@ -1,0 +1,63 @@
+# make merge [RECIPE=recipes/NAME.yaml]   set up, then run the trip (the embedded tiny pair without RECIPE)
+# make test                               set up, then run the tests
+# make check                              lint, format, types, import contracts
+PYTHON ?= python3
+RECIPE ?= recipes/tiny.yaml
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/pip --disable-pip-version-check
+WHEELS := build/wheels
+
+LLAMA  := $(shell sed -n 's/^llama-cpp-python/llama-cpp-python/p' constraints.txt)
+# Only llama.cpp's library is wanted: no tools, examples, tests, server, multimodal or common code.
+export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_EXAMPLES=OFF \
+	-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_CURL=OFF \
+	-DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/quant/llama_library_only.cmake
+
+.PHONY: merge test check bench setup clean
+.DELETE_ON_ERROR:
+
+merge: setup
+	@$(BIN)/rpam run $(RECIPE)
+
+test: setup
+	@$(BIN)/python -m pytest
+
+check: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+setup: $(VENV)/.ready
+
+# The llama.cpp build takes minutes and needs nothing of the rest, so both run side by side.
+$(VENV)/.ready: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "Setting up .venv (once): Python packages download while llama.cpp compiles."
+	@echo "That takes about 4 minutes on 2 cores; later calls start at once."
+	@$(MAKE) --no-print-directory -j2 $(VENV)/.packages $(WHEELS)/.built
+	@$(PIP) install -q --no-deps $(WHEELS)/llama_cpp_python-*.whl
+	@$(PIP) install -q -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -c "import llama_cpp, torch, transformers"
+	@touch $@
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'rpam_lite needs Python 3.11 or newer')"
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.packages: constraints.txt
+	@grep -v '^llama-cpp-python' constraints.txt > $(VENV)/packages.txt
+	@$(PIP) install -q -r $(VENV)/packages.txt
+	@touch $@
+	@echo "Python packages are installed; llama.cpp may still be compiling."
+
+$(WHEELS)/.built: constraints.txt quant/llama_library_only.cmake
+	@mkdir -p $(WHEELS)
+	@command -v c++ >/dev/null || { echo "A C++ compiler is missing; on Debian: apt-get install g++"; exit 1; }
+	@rm -f $(WHEELS)/llama_cpp_python-*.whl
+	@$(PIP) wheel -q --no-deps -w $(WHEELS) $(LLAMA)
+	@touch $@
+	@echo "llama.cpp is compiled."
+
+clean:
+	rm -rf $(VENV) build dist runs

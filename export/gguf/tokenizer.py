@@ -1,0 +1,85 @@
+"""tokenizer.json as the metadata that llama.cpp tokenizes with (byte-level BPE)."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+import gguf
+
+from rpam_lite.checkpoint.files import read_json
+from rpam_lite.errors import RpamError
+
+# sha256 of a pre-tokenizer's split expression -> llama.cpp's name for it (tokenizer.ggml.pre).
+PRE_TOKENIZERS = {
+    "1ff7f41064896984db5d1bb6ff64fa4bc29007d08c1b439e505b7392777a319e": "qwen2",
+    "d98f9631be1e9607a9848c26c1f9eac1aa9fc21ac6ba82a2fc0741af9780a48f": "llama-bpe",
+}
+# llama.cpp treats these as control tokens whatever the tokenizer says of them.
+_LOOKS_SPECIAL = re.compile(r"^(<\|.*\|>|<｜.*｜>)$", re.DOTALL)
+
+
+def add_tokenizer(writer: gguf.GGUFWriter, folder: Path, rows: int) -> None:
+    """Write every tokenizer key.
+
+    Args:
+        writer: Where the metadata goes.
+        folder: Checkpoint folder with tokenizer.json and tokenizer_config.json.
+        rows: Rows of the embedding; ids without a token become unused `[PAD...]` entries.
+
+    Raises:
+        RpamError: The tokenizer is no byte-level BPE, its split expression is unknown, or it has
+            an id beyond the embedding.
+    """
+    tokenizer = read_json(folder / "tokenizer.json", "the tokenizer")
+    if tokenizer.get("model", {}).get("type") != "BPE":
+        raise RpamError(f"{folder / 'tokenizer.json'}: model type is not BPE; only byte-level BPE can be exported.")
+    tokens, types = tokens_and_types(tokenizer, rows, folder)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre_tokenizer_name(tokenizer, folder))
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    special = gguf.SpecialVocab(folder, load_merges=True)
+    special.add_to_gguf(writer, quiet=True)
+    if "bos" not in special.add_special_token:
+        writer.add_add_bos_token(False)
+
+
+def tokens_and_types(tokenizer: dict[str, Any], rows: int, folder: Path) -> tuple[list[str], list[int]]:
+    """The token strings by id, and llama.cpp's type of each, `rows` of both."""
+    text_of = {id_: text for text, id_ in tokenizer["model"]["vocab"].items()}
+    type_of = dict.fromkeys(text_of, int(gguf.TokenType.NORMAL))
+    for added in tokenizer.get("added_tokens", []):
+        text_of[added["id"]] = added["content"]
+        control = added["special"] or _LOOKS_SPECIAL.match(added["content"])
+        kind = gguf.TokenType.CONTROL if control else gguf.TokenType.USER_DEFINED
+        type_of[added["id"]] = int(kind)
+    if max(text_of) >= rows:
+        raise RpamError(
+            f"{folder / 'tokenizer.json'}: token id {max(text_of)} lies beyond the embedding's {rows} rows; "
+            "the tokenizer belongs to another checkpoint."
+        )
+    unused = int(gguf.TokenType.UNUSED)
+    return (
+        [text_of.get(i, f"[PAD{i}]") for i in range(rows)],
+        [type_of.get(i, unused) for i in range(rows)],
+    )
+
+
+def pre_tokenizer_name(tokenizer: dict[str, Any], folder: Path) -> str:
+    """llama.cpp's name for the tokenizer's split expression.
+
+    A wrong name would tokenize differently without any error, so an unknown one is refused.
+    """
+    pre = tokenizer.get("pre_tokenizer") or {}
+    parts = pre.get("pretokenizers", [pre])
+    expressions = [p["pattern"]["Regex"] for p in parts if p.get("type") == "Split" and "Regex" in p["pattern"]]
+    digest = hashlib.sha256("".join(expressions).encode()).hexdigest()
+    if digest not in PRE_TOKENIZERS:
+        raise RpamError(
+            f"{folder / 'tokenizer.json'}: its split expression {expressions!r} is unknown, so llama.cpp would "
+            "tokenize differently; restore the tokenizer.json of the original model."
+        )
+    return PRE_TOKENIZERS[digest]

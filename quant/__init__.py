@@ -1,0 +1,1 @@
+"""Quantized models: make them, run them, measure them."""

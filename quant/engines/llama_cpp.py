@@ -1,0 +1,235 @@
+"""llama.cpp through its C API, many sequences decoded side by side.
+
+llama-cpp-python's high-level `Llama` decodes one sequence at a time. Here a fixed number of slots
+share one batch: each step decodes one token of every running sequence, and slots that have ended
+are given the next requests.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+from jinja2.exceptions import TemplateError
+from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+from quant.engines.base import Completion, Request, Sampling
+from rpam_lite.errors import RpamError
+
+_log_tail: deque[str] = deque(maxlen=20)
+
+
+@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
+def _keep_log(level: int, text: bytes, user_data: ctypes.c_void_p) -> None:
+    """llama.cpp writes to stderr otherwise; the last lines are kept for error messages."""
+    _log_tail.append(text.decode("utf-8", errors="replace"))
+
+
+@dataclass
+class _Slot:
+    """One running sequence."""
+
+    sequence: int
+    request: Request
+    pending: tuple[int, ...]
+    position: int = 0
+    token_ids: list[int] = field(default_factory=list)
+
+
+class LlamaCppEngine:
+    """Runs one GGUF file on the CPU, or on the GPU that llama-cpp-python was built for.
+
+    Args:
+        path: GGUF file.
+        parallel: Sequences decoded side by side.
+        threads: CPU threads.
+
+    Raises:
+        RpamError: The file is missing or llama.cpp can't load it.
+    """
+
+    def __init__(self, path: Path, parallel: int = 16, threads: int = 2) -> None:
+        if not path.is_file():
+            raise RpamError(f"{path}: no such GGUF file.")
+        llama_cpp.llama_log_set(_keep_log, ctypes.c_void_p(0))
+        llama_cpp.llama_backend_init()
+        _log_tail.clear()
+        self.path, self.parallel, self.threads = path, parallel, threads
+        model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
+        if model is None:
+            raise RpamError(f"{path}: llama.cpp can't load it ({_last_log_line()}).")
+        self._model = model
+        self._vocab = llama_cpp.llama_model_get_vocab(model)
+        self._pieces: dict[int, bytes] = {}
+
+    def close(self) -> None:
+        """Free the model; the engine can't be used after this."""
+        if self._model is not None:
+            llama_cpp.llama_model_free(self._model)
+            self._model = None
+
+    def __enter__(self) -> LlamaCppEngine:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def metadata(self, key: str) -> str | None:
+        """One metadata value of the file as text; None if it has no such key."""
+        size = 1 << 16
+        buffer = ctypes.create_string_buffer(size)
+        length = llama_cpp.llama_model_meta_val_str(self._model, key.encode(), buffer, size)
+        return None if length < 0 else buffer.value.decode("utf-8")
+
+    def chat_prompt(self, question: str) -> tuple[int, ...]:
+        """Token ids of one user turn in the file's own chat template, ready for an answer.
+
+        Raises:
+            RpamError: The file carries no chat template, or the template fails.
+        """
+        template = self.metadata("tokenizer.chat_template")
+        if template is None:
+            raise RpamError(
+                f"{self.path}: carries no chat template (tokenizer.chat_template), so questions can't be asked; "
+                "export it from a checkpoint whose tokenizer_config.json has one."
+            )
+        formatter = Jinja2ChatFormatter(
+            template=template, eos_token=self._named_token("eos"), bos_token=self._named_token("bos")
+        )
+        try:
+            rendered = formatter(messages=[{"role": "user", "content": question}])
+        except TemplateError as error:
+            raise RpamError(f"{self.path}: its chat template fails ({error}).") from None
+        return self.tokenize(rendered.prompt)
+
+    def tokenize(self, text: str) -> tuple[int, ...]:
+        """Token ids of `text`, markers such as <think> parsed, nothing added."""
+        data = text.encode("utf-8")
+        ids = (llama_cpp.llama_token * (len(data) + 8))()
+        count = llama_cpp.llama_tokenize(self._vocab, data, len(data), ids, len(ids), False, True)
+        return tuple(ids[:count])
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
+        """Complete all requests, yielding each as it ends.
+
+        Raises:
+            RpamError: The context can't be made (memory), or decoding fails.
+        """
+        if not requests:
+            return
+        waiting = deque(requests)
+        parallel = min(self.parallel, len(requests))
+        room = max(len(r.prompt) + r.max_tokens for r in requests)
+        context = self._new_context(parallel, room)
+        batch = llama_cpp.llama_batch_init(parallel * room, 0, 1)
+        slots: list[_Slot] = []
+        free = list(range(parallel))
+        samplers: dict[int, Any] = {}
+        try:
+            while waiting or slots:
+                # Prompts cost an extra pass each time they join, so let a few slots gather first.
+                if waiting and (len(free) * 4 >= parallel or not slots):
+                    while free and waiting:
+                        slot = _Slot(free.pop(), waiting[0], waiting.popleft().prompt)
+                        samplers[slot.sequence] = _sampler(slot.request.sampling)
+                        slots.append(slot)
+                still_running = []
+                rows = _fill(batch, slots)
+                if (status := llama_cpp.llama_decode(context, batch)) != 0:
+                    raise RpamError(f"{self.path}: llama.cpp failed to decode (status {status}; {_last_log_line()}).")
+                for slot, row in zip(slots, rows, strict=True):
+                    token = llama_cpp.llama_sampler_sample(samplers[slot.sequence], context, row)
+                    slot.position += len(slot.pending)
+                    slot.pending = (token,)
+                    completion = self._finished(slot, token)
+                    if completion is None:
+                        still_running.append(slot)
+                        continue
+                    llama_cpp.llama_sampler_free(samplers.pop(slot.sequence))
+                    llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(context), slot.sequence, -1, -1)
+                    free.append(slot.sequence)
+                    yield completion
+                slots = still_running
+        finally:
+            for sampler in samplers.values():
+                llama_cpp.llama_sampler_free(sampler)
+            llama_cpp.llama_batch_free(batch)
+            llama_cpp.llama_free(context)
+
+    def _new_context(self, parallel: int, room: int) -> Any:
+        params = llama_cpp.llama_context_default_params()
+        params.n_seq_max = parallel
+        params.n_ctx = parallel * (-(-room // 256) * 256)
+        params.n_batch = params.n_ctx
+        params.n_threads = params.n_threads_batch = self.threads
+        context = llama_cpp.llama_init_from_model(self._model, params)
+        if context is None:
+            raise RpamError(
+                f"{self.path}: llama.cpp can't make a context of {params.n_ctx} tokens ({_last_log_line()}); "
+                "lower `parallel` or `max_tokens` in the recipe."
+            )
+        return context
+
+    def _finished(self, slot: _Slot, token: int) -> Completion | None:
+        """The completion if `token` ends it, else None with the token kept."""
+        ended = llama_cpp.llama_vocab_is_eog(self._vocab, token)
+        if not ended:
+            slot.token_ids.append(token)
+            if len(slot.token_ids) < slot.request.max_tokens:
+                return None
+        pieces = tuple(self._piece(t) for t in slot.token_ids)
+        return Completion(slot.request.key, tuple(slot.token_ids), pieces, "stop" if ended else "length")
+
+    def _piece(self, token: int) -> bytes:
+        if token not in self._pieces:
+            buffer = ctypes.create_string_buffer(256)
+            length = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, True)
+            self._pieces[token] = buffer.raw[: max(0, length)]
+        return self._pieces[token]
+
+    def _named_token(self, name: str) -> str:
+        number = self.metadata(f"tokenizer.ggml.{name}_token_id")
+        return "" if number is None else self._piece(int(number)).decode("utf-8", errors="replace")
+
+
+def _sampler(sampling: Sampling) -> Any:
+    """A llama.cpp sampler chain in its own order: top-k, top-p, temperature, draw."""
+    chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
+    if sampling.temperature == 0:
+        llama_cpp.llama_sampler_chain_add(chain, llama_cpp.llama_sampler_init_greedy())
+        return chain
+    for part in (
+        llama_cpp.llama_sampler_init_top_k(sampling.top_k),
+        llama_cpp.llama_sampler_init_top_p(sampling.top_p, 1),
+        llama_cpp.llama_sampler_init_temp(sampling.temperature),
+        llama_cpp.llama_sampler_init_dist(sampling.seed),
+    ):
+        llama_cpp.llama_sampler_chain_add(chain, part)
+    return chain
+
+
+def _fill(batch: Any, slots: Sequence[_Slot]) -> list[int]:
+    """Put every slot's pending tokens into the batch; return the row of each slot's last token."""
+    row = 0
+    last_rows = []
+    for slot in slots:
+        for offset, token in enumerate(slot.pending):
+            batch.token[row] = token
+            batch.pos[row] = slot.position + offset
+            batch.n_seq_id[row] = 1
+            batch.seq_id[row][0] = slot.sequence
+            batch.logits[row] = offset == len(slot.pending) - 1
+            row += 1
+        last_rows.append(row - 1)
+    batch.n_tokens = row
+    return last_rows
+
+
+def _last_log_line() -> str:
+    lines = [line.strip() for line in "".join(_log_tail).splitlines() if line.strip()]
+    return lines[-1] if lines else "llama.cpp gave no reason"

@@ -1,0 +1,142 @@
+"""Accuracy and tokens of one model on one question set, by level, from an engine.
+
+Every completion becomes one line of a records file as soon as it ends; an interrupted evaluation
+goes on with the questions that have no line yet.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from quant.engines import Completion, Engine, Request, Sampling
+from quant.tasks.grader import GRADER_VERSION, THINK_CLOSE, THINK_OPEN, Verdict, grade
+from quant.tasks.questions import Question
+from rpam_lite.checkpoint.files import keep_partial
+
+RECORD_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Record:
+    """One graded completion. Tokens are counted as the engine generated them."""
+
+    key: str
+    level: int
+    correct: bool
+    reason: str
+    tokens: int
+    think_tokens: int
+    finish_reason: str
+    text: str
+    version: int = RECORD_VERSION
+    grader: int = GRADER_VERSION
+
+
+def evaluate(
+    engine: Engine,
+    questions: Sequence[Question],
+    records_file: Path,
+    max_tokens: int,
+    on_record: Callable[[], None] = lambda: None,
+) -> list[Record]:
+    """Answer every question greedily, once, and grade it.
+
+    Args:
+        engine: Runs the model.
+        questions: What to ask, in the model's own chat template.
+        records_file: JSON lines, one a completion; absent until all are there.
+        max_tokens: Generated tokens after which an answer counts as truncated.
+        on_record: Called after each new completion.
+
+    Returns:
+        Records in the order of `questions`.
+    """
+    by_key = {q.key: q for q in questions}
+
+    def generate(done: set[str]) -> Iterable[dict[str, Any]]:
+        requests = [
+            Request(q.key, engine.chat_prompt(q.question), max_tokens, Sampling())
+            for q in questions
+            if q.key not in done
+        ]
+        for completion in engine.generate(requests):
+            record = to_record(completion, by_key[completion.key])
+            on_record()
+            yield asdict(record)
+
+    rows = keep_partial(records_file, generate)
+    records = {row["key"]: Record(**row) for row in rows}
+    return [records[q.key] for q in questions]
+
+
+def to_record(completion: Completion, question: Question) -> Record:
+    """Grade one completion; a truncated one is wrong, whatever it had said by then."""
+    if completion.finish_reason == "length":
+        verdict = Verdict(False, "truncated")
+    else:
+        verdict = grade(completion.text, question.answer)
+    return Record(
+        key=question.key,
+        level=question.level,
+        correct=verdict.correct,
+        reason=verdict.reason,
+        tokens=completion.generated,
+        think_tokens=count_think_tokens(completion.pieces),
+        finish_reason=completion.finish_reason,
+        text=completion.text,
+    )
+
+
+def count_think_tokens(pieces: Sequence[bytes]) -> int:
+    """Tokens inside the think block: 0 without one, all that follow where it never closes."""
+    text = b""
+    opened_at = None
+    for i, piece in enumerate(pieces):
+        text += piece
+        if opened_at is None:
+            if THINK_OPEN.encode() in text:
+                opened_at = i
+        elif THINK_CLOSE.encode() in text:
+            return i - opened_at - 1
+    return 0 if opened_at is None else len(pieces) - opened_at - 1
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Means over a set of records. Shares are between 0 and 1."""
+
+    questions: int
+    accuracy: float
+    tokens: float
+    truncated: float
+    long: float
+
+
+def summarize(records: Sequence[Record], long_think_tokens: int) -> Summary:
+    """Accuracy, mean generated tokens, truncated share and share of long answers.
+
+    A long answer is one with at least `long_think_tokens` tokens in its think block.
+    """
+    n = len(records)
+    return Summary(
+        questions=n,
+        accuracy=sum(r.correct for r in records) / n,
+        tokens=sum(r.tokens for r in records) / n,
+        truncated=sum(r.finish_reason == "length" for r in records) / n,
+        long=sum(r.think_tokens >= long_think_tokens for r in records) / n,
+    )
+
+
+def summarize_by_level(records: Sequence[Record], long_think_tokens: int) -> dict[int, Summary]:
+    """`summarize` for each difficulty level, ascending."""
+    levels = sorted({r.level for r in records})
+    return {level: summarize([r for r in records if r.level == level], long_think_tokens) for level in levels}
+
+
+def read_records(path: Path) -> list[Record]:
+    """Records of a finished evaluation."""
+    return [Record(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]

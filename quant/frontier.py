@@ -1,0 +1,77 @@
+"""Where a model stands against the scalar interpolation curve, at equal tokens.
+
+A merge that lies between its parents proves nothing: so does plain interpolation with one tuned
+number. The honest question is how much accuracy it has over that curve at the tokens it spends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quant.evaluate import Record
+
+Floats = NDArray[np.float64]
+DRAWS = 2000
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Accuracy above the curve at equal tokens, with a 95 % paired bootstrap interval over questions."""
+
+    tokens: float
+    accuracy: float
+    curve_accuracy: float
+    gain: float
+    low: float
+    high: float
+
+
+def gain_over_curve(model: Sequence[Record], curve: Sequence[Sequence[Record]], seed: int = 0) -> Gain:
+    """Compare a model with the curve through `curve`, all on the same questions in the same order.
+
+    Args:
+        model: Records of the model.
+        curve: Records of the interpolations, in order of lambda, both parents as its ends.
+        seed: Of the bootstrap.
+    """
+    accuracy = np.array([[r.correct for r in records] for records in (model, *curve)], dtype=np.float64)
+    tokens = np.array([[r.tokens for r in records] for records in (model, *curve)], dtype=np.float64)
+    questions = accuracy.shape[1]
+    draws = np.random.default_rng(seed).multinomial(questions, np.full(questions, 1 / questions), size=DRAWS)
+    # Row 0 is the sample itself, every other row one resampling; columns are the models.
+    weights = np.vstack([np.ones(questions), draws]) / questions
+    mean_accuracy, mean_tokens = weights @ accuracy.T, weights @ tokens.T
+    at_curve = np.array([curve_accuracy(t[1:], a[1:], t[0]) for t, a in zip(mean_tokens, mean_accuracy, strict=True)])
+    gains = mean_accuracy[:, 0] - at_curve
+    low, high = np.percentile(gains[1:], [2.5, 97.5])
+    return Gain(
+        tokens=float(mean_tokens[0, 0]),
+        accuracy=float(mean_accuracy[0, 0]),
+        curve_accuracy=float(at_curve[0]),
+        gain=float(gains[0]),
+        low=float(low),
+        high=float(high),
+    )
+
+
+def curve_accuracy(tokens: Floats, accuracy: Floats, at: float) -> float:
+    """Accuracy of the curve through the points, in their order, at `at` mean tokens.
+
+    Straight between neighbours. Where the curve passes `at` more than once, its best passage
+    counts; beyond its ends, the end nearest in tokens.
+    """
+    best = None
+    for i in range(len(tokens) - 1):
+        low, high = sorted((i, i + 1), key=lambda j: tokens[j])
+        if tokens[low] <= at <= tokens[high]:
+            width = tokens[high] - tokens[low]
+            share = (at - tokens[low]) / width if width > 0 else 1.0
+            value = accuracy[low] + share * (accuracy[high] - accuracy[low])
+            best = value if best is None else max(best, value)
+    if best is None:
+        best = accuracy[int(np.argmin(np.abs(tokens - at)))]
+    return float(best)

@@ -1,0 +1,1 @@
+"""Tasks: questions, prompts and the grader."""

@@ -1,0 +1,82 @@
+"""Is this answer right? math-verify behind rules that are safe for reasoning traces.
+
+Only what follows `</think>` counts; a think block that never closes is a truncated answer; of
+several boxes the last one counts. math-verify alone would take the last number of a cut-off trace.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+GRADER_VERSION = 1
+THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
+# No answer is longer; what is, is a runaway generation, and parsing it could take for ever.
+_LONGEST_ANSWER = 300
+_INTEGER = re.compile(r"[+-]?\d+")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Right or wrong, and why."""
+
+    correct: bool
+    reason: str
+
+
+def grade(text: str, gold: str) -> Verdict:
+    """Grade a whole generated text against the gold answer.
+
+    Args:
+        text: What the model generated, think block included.
+        gold: The reference answer, a number or a LaTeX expression.
+    """
+    _, closed, answer = text.rpartition(THINK_CLOSE)
+    if not closed and THINK_OPEN in text:
+        return Verdict(False, "think block not closed")
+    boxed = last_boxed(answer)
+    if boxed is None:
+        return Verdict(False, "no \\boxed{} answer")
+    if len(boxed) > _LONGEST_ANSWER:
+        return Verdict(False, f"answer longer than {_LONGEST_ANSWER} characters")
+    boxed = boxed.strip()
+    if boxed == gold.strip():
+        return Verdict(True, "same text")
+    if _INTEGER.fullmatch(boxed) and _INTEGER.fullmatch(gold.strip()):
+        return Verdict(int(boxed) == int(gold), "integers compared")
+    return Verdict(_verified(gold, boxed), "math-verify")
+
+
+def last_boxed(text: str) -> str | None:
+    """Content of the last `\\boxed{...}` whose braces balance; None without one."""
+    start = text.rfind("\\boxed{")
+    while start >= 0:
+        depth = 0
+        for i in range(start + len("\\boxed"), len(text)):
+            depth += {"{": 1, "}": -1}.get(text[i], 0)
+            if depth == 0:
+                return text[start + len("\\boxed{") : i]
+        start = text.rfind("\\boxed{", 0, start)
+    return None
+
+
+def is_gradable(gold: str) -> bool:
+    """Whether a gold answer can be compared with anything but its own text."""
+    gold = gold.strip()
+    return bool(gold) and (_INTEGER.fullmatch(gold) is not None or bool(_parsed(gold)))
+
+
+def _verified(gold: str, answer: str) -> bool:
+    from math_verify import verify
+
+    # The order matters: gold first. Time-outs use a signal that only a main thread may set.
+    return bool(verify(_parsed(gold), _parsed(answer), timeout_seconds=None))
+
+
+@lru_cache(maxsize=4096)
+def _parsed(expression: str) -> list[object]:
+    from math_verify import parse
+
+    result: list[object] = parse(f"${expression}$", parsing_timeout=None)
+    return result

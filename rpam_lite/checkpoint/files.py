@@ -1,0 +1,133 @@
+"""Files and folders that are whole under their name or absent."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rpam_lite.errors import RpamError
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; it takes the final name when the block ends well."""
+    part = path.with_name(path.name + ".part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield part
+        _flush(part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder beside `path`; it replaces `path` when the block ends well."""
+    part = path.with_name(path.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        for file in part.rglob("*"):
+            _flush(file)
+        # A folder can't be replaced in one step: the old one goes first. Whoever reads it asks the
+        # stage's manifest, which is removed before a stage runs.
+        shutil.rmtree(path, ignore_errors=True)
+        part.replace(path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text so that `path` is whole or absent."""
+    with whole_file(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON so that `path` is whole or absent."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path, what: str) -> Any:
+    """Read JSON; `what` names the file's role in the error.
+
+    Raises:
+        RpamError: The file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RpamError(f"{path}: {what} is missing.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RpamError(f"{path}: {what} is not valid JSON ({error}); restore the file.") from None
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file, or of the names and contents of a folder's files."""
+    digest = hashlib.sha256()
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    for file in files:
+        if path.is_dir():
+            digest.update(file.relative_to(path).as_posix().encode() + b"\0")
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Have the bytes on the disk before the name says so."""
+    if path.is_file():
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())
+
+
+def keep_partial(path: Path, produce: Callable[[set[str]], Iterable[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Collect rows into a JSON-lines file that takes its final name when all are there.
+
+    Rows are appended to a `.partial` file as they come. After an interruption, `produce` is told the
+    keys that are kept already; a last line that was cut off is dropped.
+
+    Args:
+        path: Final name.
+        produce: Given the keys of rows already kept, yields the remaining rows, each with a `key`.
+
+    Returns:
+        All rows, kept and new, in the order in which they were produced.
+    """
+    if path.exists():
+        return _whole_rows(path)
+    partial = path.with_name(path.name + ".partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = _whole_rows(partial) if partial.exists() else []
+    write_text(partial, "".join(_line(row) for row in rows))
+    with partial.open("a", encoding="utf-8") as stream:
+        for row in produce({row["key"] for row in rows}):
+            rows.append(row)
+            stream.write(_line(row))
+            stream.flush()
+    _flush(partial)
+    partial.replace(path)
+    return rows
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def _whole_rows(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows

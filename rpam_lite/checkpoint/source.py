@@ -1,0 +1,100 @@
+"""Where tensors come from: a checkpoint folder, or anything that computes tensors by name.
+
+The merge and the GGUF export take any `TensorSource`, so that a merge can be written as a Hugging
+Face folder or straight as a GGUF file, one tensor in memory at a time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from rpam_lite.checkpoint.files import read_json
+from rpam_lite.errors import RpamError
+
+
+class TensorSource(Protocol):
+    """Named tensors, each computed or read when asked for."""
+
+    def names(self) -> Sequence[str]:
+        """Tensor names, in the order in which they are best read."""
+        ...
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of one tensor, known without reading it."""
+        ...
+
+    def get(self, name: str) -> torch.Tensor:
+        """One tensor, on the CPU, in the source's dtype."""
+        ...
+
+
+class CheckpointSource:
+    """A Hugging Face folder: config.json and one or more safetensors files.
+
+    Raises:
+        RpamError: The folder, its config, its index or a shard is missing, truncated or no safetensors.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        if not folder.is_dir():
+            raise RpamError(f"{folder}: no such checkpoint folder; check the path under `parents` in the recipe.")
+        self.config: dict[str, Any] = read_json(folder / "config.json", "the checkpoint's config")
+        self._file_of: dict[str, Any] = {}
+        self._shape_of: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, str] = {}
+        for file in self._weight_files():
+            handle = self._open(file)
+            for name in handle.keys():  # noqa: SIM118 - a safetensors handle is no mapping
+                piece = handle.get_slice(name)
+                self._file_of[name] = handle
+                self._shape_of[name] = tuple(piece.get_shape())
+                self.dtypes[name] = piece.get_dtype()
+
+    def names(self) -> list[str]:
+        """Tensor names, sorted."""
+        return sorted(self._file_of)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of one tensor, from the header."""
+        return self._shape_of[name]
+
+    def get(self, name: str) -> torch.Tensor:
+        """One tensor as stored."""
+        tensor: torch.Tensor = self._file_of[name].get_tensor(name)
+        return tensor
+
+    def _weight_files(self) -> list[Path]:
+        index = self.folder / "model.safetensors.index.json"
+        if index.exists():
+            shards = read_json(index, "the shard index").get("weight_map")
+            if not isinstance(shards, dict) or not shards:
+                raise RpamError(f"{index}: has no `weight_map`; download the checkpoint again.")
+            return [self.folder / shard for shard in sorted(set(shards.values()))]
+        single = self.folder / "model.safetensors"
+        if single.exists():
+            return [single]
+        if list(self.folder.glob("*.bin")):
+            raise RpamError(
+                f"{self.folder}: holds pickle weights (.bin) only, which can run code when read; "
+                "convert them with transformers: save_pretrained(..., safe_serialization=True)."
+            )
+        raise RpamError(f"{self.folder}: has neither model.safetensors nor model.safetensors.index.json.")
+
+    @staticmethod
+    def _open(file: Path) -> Any:
+        try:
+            return safe_open(str(file), framework="pt")
+        except FileNotFoundError:
+            raise RpamError(f"{file}: is named by the shard index and missing; download it again.") from None
+        except (SafetensorError, OSError, json.JSONDecodeError) as error:
+            size = file.stat().st_size if file.exists() else 0
+            raise RpamError(
+                f"{file}: is no whole safetensors file ({size} bytes; {error}); copy or download it again."
+            ) from None

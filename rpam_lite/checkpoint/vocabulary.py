@@ -1,0 +1,29 @@
+"""Vocabularies compared by token string: the same id can mean another token."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rpam_lite.checkpoint.files import read_json
+
+
+def tokens_by_id(folder: Path) -> dict[int, str]:
+    """Every token string of a checkpoint's tokenizer.json, by id."""
+    tokenizer = read_json(folder / "tokenizer.json", "the tokenizer")
+    by_id = {id_: text for text, id_ in tokenizer["model"]["vocab"].items()}
+    by_id.update({added["id"]: added["content"] for added in tokenizer.get("added_tokens", [])})
+    return by_id
+
+
+def differing_tokens(a: dict[int, str], b: dict[int, str]) -> list[int]:
+    """Ids whose token string differs, or that only one side has, ascending."""
+    return sorted(i for i in a.keys() | b.keys() if a.get(i) != b.get(i))
+
+
+def chat_template(folder: Path) -> str | None:
+    """The chat template, from chat_template.jinja or tokenizer_config.json; None without one."""
+    file = folder / "chat_template.jinja"
+    if file.exists():
+        return file.read_text(encoding="utf-8")
+    template = read_json(folder / "tokenizer_config.json", "the tokenizer's config").get("chat_template")
+    return template if isinstance(template, str) else None

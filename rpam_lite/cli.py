@@ -1,0 +1,137 @@
+"""The `rpam` command: arguments in, printing out, no logic.
+
+Exit codes: 0 done; 1 something to mend, named in one sentence; 2 wrong usage; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import click
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from rpam_lite import __version__
+from rpam_lite.errors import RpamError, missing_package
+from rpam_lite.pipeline.stage import Run
+from rpam_lite.pipeline.trip import STAGES, run_all, run_one
+from rpam_lite.recipe import load_recipe
+
+app = typer.Typer(
+    help="Merge a Long-CoT and a Short-CoT model into one adaptive reasoner, without training.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=True,
+)
+RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="recipe file, or the name of one: tiny")]
+RunsOption = Annotated[Path, typer.Option("--runs", help="folder that holds the run folders")]
+
+
+class Bars:
+    """Progress bars on a terminal, a plain line a task elsewhere."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+
+    def start(self, what: str, total: int) -> Callable[[str], None]:
+        """Begin a bar of `total` steps; call the result after each step."""
+        if not self.progress.console.is_terminal:
+            print(f"  {what} ({total} steps)", flush=True)
+            return lambda note: None
+        task = self.progress.add_task(what, total=total)
+
+        def step(note: str) -> None:
+            self.progress.update(task, advance=1, description=f"{what} {escape(note)}" if note else what)
+
+        return step
+
+
+def _with_run(recipe_path: Path, runs: Path, action: Callable[[Run], None]) -> None:
+    recipe = load_recipe(recipe_path)
+    columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(soft_wrap=True)) as progress:
+
+        def say(text: str) -> None:
+            progress.console.print(text, markup=False, highlight=False)
+
+        action(Run(recipe, runs / recipe.name, Bars(progress), say))
+
+
+@app.command("run")
+def run_command(recipe: RecipeArgument, runs: RunsOption = Path("runs")) -> None:
+    """Run all stages that are not done yet, from two checkpoints to a measured GGUF file.
+
+    Example: rpam run recipes/tiny.yaml
+    """
+    _with_run(recipe, runs, run_all)
+
+
+def _add_stage_command(name: str) -> None:
+    def command(recipe: RecipeArgument, runs: RunsOption = Path("runs")) -> None:
+        _with_run(recipe, runs, lambda run: run_one(name, run))
+
+    command.__doc__ = f"{STAGES[name].help}\n\nExample: rpam {name} recipes/tiny.yaml"
+    app.command(name)(command)
+
+
+for _name in STAGES:
+    _add_stage_command(_name)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True)] = False,
+) -> None:
+    """Options before the command."""
+
+
+def main() -> None:
+    """Entry point: every error is one sentence on stderr and an exit code."""
+    try:
+        sys.exit(app(standalone_mode=False))
+    except (KeyboardInterrupt, click.Abort):
+        _fail("interrupted; run the same command again to go on", 130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except RpamError as error:
+        _fail(str(error), 1)
+    except ModuleNotFoundError as error:
+        named = missing_package(error)
+        _fail(str(named) if named else _unexpected(error), 1)
+    except OSError as error:
+        _fail(f"{error.filename or 'the system'}: {error.strerror or error}; nothing finished is lost.", 1)
+    except Exception as error:
+        _fail(_unexpected(error), 1)
+
+
+def _unexpected(error: Exception) -> str:
+    """Keep the traceback in a file and say where."""
+    log = Path("rpam-error.log").resolve()
+    try:
+        log.write_text(traceback.format_exc(), encoding="utf-8")
+        kept = f"the traceback is in {log}; please report it"
+    except OSError:
+        kept = "its traceback could not be written here"
+    return f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]} ({kept})."
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"rpam: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

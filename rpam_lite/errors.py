@@ -1,0 +1,29 @@
+"""The one error a user sees: a sentence that names the value, its place and the next step."""
+
+from __future__ import annotations
+
+# Which extra of `pip install rpam_lite[...]` brings a package that is imported late.
+EXTRA_OF = {
+    "torch": "merge",
+    "transformers": "merge",
+    "tokenizers": "merge",
+    "gguf": "gguf",
+    "llama_cpp": "gguf",
+    "math_verify": "eval",
+    "matplotlib": "report",
+}
+
+
+class RpamError(Exception):
+    """Something the user can mend. The message is shown as it is, without a traceback."""
+
+
+def missing_package(error: ModuleNotFoundError) -> RpamError | None:
+    """The error to show for a package that an extra would have brought; None for any other."""
+    package = (error.name or "").split(".")[0]
+    if package not in EXTRA_OF:
+        return None
+    return RpamError(
+        f"The package {package!r} is not installed and this step needs it; "
+        f"install it with: pip install 'rpam_lite[{EXTRA_OF[package]}]'"
+    )

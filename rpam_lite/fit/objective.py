@@ -1,0 +1,107 @@
+"""The objective, as pure functions of tensors.
+
+Three terms, each one number a question, so that a batch is a weighted sum of its questions and
+nothing depends on who else is in it:
+
+- `alignment`: squared distance of the merged hidden states to the selected parent's, divided by the
+  mean squared gap between the parents: 0 at the selected parent, 1 at the other;
+- `contrastive`: the merged state must resemble the selected parent's more than the other's;
+- `kl_to_targets`: KL divergence from the selected parent's next-token distribution on its response.
+
+After RPAM (arXiv 2601.03506), with a gap-normalised distance and the true negative stream.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+def squared_distance(a: torch.Tensor, b: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Sum over kept positions of ||a - b||^2, a question.
+
+    Args:
+        a: Hidden states, float32 [questions, positions, hidden].
+        b: The same shape.
+        mask: 1.0 at kept positions, 0.0 elsewhere, float32 [questions, positions].
+
+    Returns:
+        float32 [questions].
+    """
+    return ((a - b).square().sum(-1) * mask).sum(-1)
+
+
+def alignment(merged: torch.Tensor, selected: torch.Tensor, mask: torch.Tensor, mean_gap: torch.Tensor) -> torch.Tensor:
+    """Gap-normalised squared distance to the selected parent's hidden states, a question.
+
+    Args:
+        merged: Hidden states of the merged model, float32 [questions, positions, hidden].
+        selected: Those of the parent that the label selects, same shape.
+        mask: float32 [questions, positions].
+        mean_gap: Mean over all calibration questions of the squared distance between the two
+            parents at this layer, float32 scalar.
+
+    Returns:
+        float32 [questions]; its mean over the calibration set is 0 at the selected parent and 1 at
+        the other.
+    """
+    return squared_distance(merged, selected, mask) / (mean_gap + torch.finfo(mean_gap.dtype).tiny)
+
+
+def contrastive(
+    merged: torch.Tensor,
+    selected: torch.Tensor,
+    other: torch.Tensor,
+    mask: torch.Tensor,
+    temperature: float,
+) -> torch.Tensor:
+    """-log( e^(c/tau) / (e^(c/tau) + e^(d/tau)) ), a question.
+
+    c and d are the cosines, over all kept positions flattened into one vector, of the merged state
+    with the selected parent's and with the other's.
+
+    Returns:
+        float32 [questions].
+    """
+    c = _flat_cosine(merged, selected, mask)
+    d = _flat_cosine(merged, other, mask)
+    return torch.nn.functional.softplus((d - c) / temperature)
+
+
+def kl_to_targets(
+    logits: torch.Tensor,
+    target_ids: torch.Tensor,
+    target_logprobs: torch.Tensor,
+    target_tail: torch.Tensor,
+) -> torch.Tensor:
+    """KL(target || merged) a position, the target being top-k log-probabilities and the tail's mass.
+
+    Everything outside the top k counts as one token, so the value is a lower bound of the exact KL
+    divergence, and equal to it when k is the vocabulary's size.
+
+    Args:
+        logits: Of the merged model, float32 [positions, vocabulary].
+        target_ids: int64 [positions, k].
+        target_logprobs: float32 [positions, k].
+        target_tail: Probability outside the top k, float32 [positions].
+
+    Returns:
+        float32 [positions].
+    """
+    logprobs = torch.log_softmax(logits, dim=-1).gather(-1, target_ids)
+    head = (target_logprobs.exp() * (target_logprobs - logprobs)).sum(-1)
+    # 1 - sum of probabilities, kept away from 0 where rounding would make the logarithm infinite.
+    tail = (1 - logprobs.exp().sum(-1)).clamp_min(1e-9)
+    return head + target_tail * (target_tail.clamp_min(1e-9).log() - tail.log())
+
+
+def mean_by_question(values: torch.Tensor, question: torch.Tensor, questions: int) -> torch.Tensor:
+    """Mean of `values` [positions] over the positions of each question, float32 [questions]."""
+    sums = torch.zeros(questions, dtype=values.dtype).index_add(0, question, values)
+    counts = torch.bincount(question, minlength=questions).clamp_min(1)
+    return sums / counts
+
+
+def _flat_cosine(a: torch.Tensor, b: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    a = (a * mask.unsqueeze(-1)).flatten(1)
+    b = (b * mask.unsqueeze(-1)).flatten(1)
+    return torch.nn.functional.cosine_similarity(a, b, dim=-1)

@@ -1,0 +1,1 @@
+"""Apply coefficients to two checkpoints."""

@@ -1,0 +1,43 @@
+"""W = S + lambda * (L - S), tensor by tensor, in fp32, rounded once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from rpam_lite.checkpoint.arithmetic import interpolate
+from rpam_lite.checkpoint.source import CheckpointSource
+
+
+class MergedSource:
+    """The merge of two checkpoints as a `TensorSource`: each tensor is computed when asked for.
+
+    Args:
+        long: The Long parent.
+        short: The Short parent; same names and shapes (preflight has checked it).
+        coefficient: Lambda by tensor name.
+        dtype: What every merged tensor is rounded to, once.
+    """
+
+    def __init__(
+        self,
+        long: CheckpointSource,
+        short: CheckpointSource,
+        coefficient: Callable[[str], float],
+        dtype: torch.dtype,
+    ) -> None:
+        self.long, self.short, self.coefficient, self.dtype = long, short, coefficient, dtype
+
+    def names(self) -> list[str]:
+        """Tensor names, sorted."""
+        return self.long.names()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of one tensor."""
+        return self.long.shape(name)
+
+    def get(self, name: str) -> torch.Tensor:
+        """One merged tensor in `dtype`."""
+        weight = self.coefficient(name)
+        return interpolate(self.short.get(name), self.long.get(name), weight).to(self.dtype)

@@ -1,0 +1,1 @@
+"""Pattern-labelled calibration set: which questions deserve long reasoning."""

@@ -1,0 +1,27 @@
+"""Where the stages leave what later stages read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rpam_lite.pipeline.stage import Run
+
+
+def parent_gguf(run: Run, parent: str) -> Path:
+    """The parent as GGUF, made by the label stage."""
+    return run.of("label") / f"{parent}-f16.gguf"
+
+
+def merged_folder(run: Run) -> Path:
+    """The merged checkpoint."""
+    return run.of("merge") / run.recipe.name
+
+
+def exported_gguf(run: Run) -> Path:
+    """The merge as an unquantized GGUF file."""
+    return run.of("export") / f"{run.recipe.name}-{run.recipe.export.type.lower()}.gguf"
+
+
+def quantized_gguf(run: Run, type_name: str) -> Path:
+    """The merge, quantized."""
+    return run.of("quantize") / f"{run.recipe.name}-{type_name.lower()}.gguf"

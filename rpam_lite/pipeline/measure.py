@@ -1,0 +1,140 @@
+"""The eval stage: every row of the closing table, measured in llama.cpp on the held-out questions.
+
+Records of each row are kept under a key made of all that they depend on, so that a new fit does not
+measure the parents and the scalar curve again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rpam_lite.checkpoint.files import write_json
+from rpam_lite.pipeline.artefacts import exported_gguf, parent_gguf, quantized_gguf
+from rpam_lite.pipeline.stage import Run, identity
+
+if TYPE_CHECKING:
+    from quant.evaluate import Record
+    from quant.tasks.questions import Question
+
+LONG, SHORT = "Long", "Short"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model to measure.
+
+    Attributes:
+        name: As the table calls it.
+        kind: "parent", "scalar" or "merge".
+        weight: Lambda of a parent or a scalar interpolation, else None.
+        file: Its GGUF file.
+        make: Writes the file if it is only needed for measuring (it is removed afterwards).
+        made_from: Key of what `make` depends on; the file's own content where there is no `make`.
+    """
+
+    name: str
+    kind: str
+    weight: float | None
+    file: Path
+    make: Callable[[], None] | None = None
+    made_from: str = ""
+
+
+def rows(run: Run) -> list[Row]:
+    """Long and Short, the scalar curve between them, and the merge at every quantization."""
+    recipe = run.recipe
+    parents = f"{identity(recipe.parents.long)} {identity(recipe.parents.short)}"
+    listed = [Row(SHORT, "parent", 0.0, parent_gguf(run, "short")), Row(LONG, "parent", 1.0, parent_gguf(run, "long"))]
+    for weight in sorted(set(recipe.eval.scalar_curve)):
+        file = run.of("eval") / f"scalar-{weight:g}.gguf"
+        made_from = f"{parents} {weight:g} {recipe.merge.dtype} {recipe.merge.donor}"
+        make = partial(_write_scalar, run, weight, file)
+        listed.append(Row(f"Scalar {weight:g}", "scalar", weight, file, make, made_from))
+    listed.append(Row(f"Merge {recipe.export.type.lower()}", "merge", None, exported_gguf(run)))
+    listed += [Row(f"Merge {t}", "merge", None, quantized_gguf(run, t)) for t in recipe.quantize.types]
+    return listed
+
+
+def run_eval(run: Run) -> None:
+    """Measure every row and write evaluation.json, the comparison with the scalar curve in it."""
+    from quant.frontier import gain_over_curve
+    from quant.tasks.questions import load_questions
+
+    settings, folder = run.recipe.eval, run.of("eval")
+    questions = load_questions(settings.questions)
+    asked = f"{identity(settings.questions)} {settings.max_tokens} {settings.parallel} {run.recipe.threads}"
+    listed = rows(run)
+    files = {row.name: folder / f"records-{_key(row, asked)}.jsonl" for row in listed}
+    if found := sum(file.exists() for file in files.values()):
+        run.say(f"{found} of {len(listed)} models are measured already")
+    measured = {row.name: _measure(run, row, questions, files[row.name]) for row in listed}
+    for stale in set(folder.glob("records-*")) - set(files.values()):
+        stale.unlink()
+    between = sorted((row for row in listed if row.weight is not None), key=lambda row: row.weight or 0.0)
+    curve = [measured[row.name] for row in between]
+    results = []
+    for row in listed:
+        result = _summary(row, measured[row.name], settings.long_think_tokens) | {"records": files[row.name].name}
+        if row.kind == "merge":
+            result["over_curve"] = asdict(gain_over_curve(measured[row.name], curve, run.recipe.seed))
+        results.append(result)
+    write_json(folder / "evaluation.json", {"version": 1, "questions": len(questions), "rows": results})
+
+
+def _measure(run: Run, row: Row, questions: list[Question], file: Path) -> list[Record]:
+    """The row's records, from its file if it is there."""
+    from quant.engines.llama_cpp import LlamaCppEngine
+    from quant.evaluate import evaluate, read_records
+
+    if file.exists():
+        return read_records(file)
+    settings = run.recipe.eval
+    step = run.progress.start(f"measuring {row.name}", len(questions))
+    if row.make is not None:
+        row.make()
+    with LlamaCppEngine(row.file, settings.parallel, run.recipe.threads) as engine:
+        records = evaluate(engine, questions, file, settings.max_tokens, partial(step, ""))
+    if row.make is not None:
+        row.file.unlink()
+    return records
+
+
+def _summary(row: Row, records: list[Record], long_think_tokens: int) -> dict[str, Any]:
+    """The row of evaluation.json."""
+    from quant.evaluate import summarize, summarize_by_level
+
+    levels = summarize_by_level(records, long_think_tokens)
+    return {
+        "name": row.name,
+        "kind": row.kind,
+        "weight": row.weight,
+        **asdict(summarize(records, long_think_tokens)),
+        "levels": {level: asdict(summary) for level, summary in levels.items()},
+    }
+
+
+def _key(row: Row, asked: str) -> str:
+    """Short hash of what the row's records depend on."""
+    made_from = row.made_from or identity(row.file)
+    return hashlib.sha256(json.dumps([made_from, asked]).encode()).hexdigest()[:16]
+
+
+def _write_scalar(run: Run, weight: float, file: Path) -> None:
+    """Plain interpolation with one number, straight to GGUF f16, rounded as the merge is."""
+    import torch
+
+    from export.gguf.write import write_gguf
+    from rpam_lite.checkpoint.source import CheckpointSource
+    from rpam_lite.merge.apply import MergedSource
+
+    recipe = run.recipe
+    long, short = CheckpointSource(recipe.parents.long), CheckpointSource(recipe.parents.short)
+    donor = long if recipe.merge.donor == "long" else short
+    source = MergedSource(long, short, lambda name: weight, getattr(torch, recipe.merge.dtype))
+    write_gguf(source, donor.config, donor.folder, file, recipe.export.type, f"{recipe.name}-scalar-{weight:g}")

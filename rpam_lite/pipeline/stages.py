@@ -1,0 +1,164 @@
+"""What each stage reads, does and writes. Heavy packages are imported by the stage that needs them."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rpam_lite.checkpoint.files import write_json, write_text
+from rpam_lite.errors import RpamError
+from rpam_lite.pipeline.artefacts import exported_gguf, merged_folder, parent_gguf, quantized_gguf
+from rpam_lite.pipeline.stage import Run
+
+
+def run_check(run: Run) -> None:
+    """Print every finding; stop if one is an error."""
+    from rpam_lite.preflight import check
+
+    findings = check(run.recipe, run.folder)
+    for finding in findings:
+        run.say(f"{finding.level} [{finding.code}] {finding.message}")
+    errors = sum(f.level == "ERROR" for f in findings)
+    if errors:
+        raise RpamError(f"{errors} of {len(findings)} findings above are errors; nothing was started.")
+    write_json(run.of("check") / "findings.json", [vars(f) for f in findings])
+
+
+def run_label(run: Run) -> None:
+    """Export both parents to GGUF, sample and grade their answers, label every question."""
+    from export.gguf.write import write_gguf
+    from quant.engines import Sampling
+    from quant.engines.llama_cpp import LlamaCppEngine
+    from quant.tasks.questions import load_questions
+    from rpam_lite.checkpoint.source import CheckpointSource
+    from rpam_lite.patterns.label import label_questions, sample_parent
+
+    recipe, settings, folder = run.recipe, run.recipe.label, run.of("label")
+    questions = load_questions(settings.questions)
+    sampling = Sampling(settings.temperature, settings.top_p, settings.top_k, recipe.seed)
+    samples: dict[str, list[dict[str, Any]]] = {}
+    prompts = []
+    for name, parent in (("long", recipe.parents.long), ("short", recipe.parents.short)):
+        gguf_file = parent_gguf(run, name)
+        if not gguf_file.exists():
+            source = CheckpointSource(parent)
+            write_gguf(source, source.config, parent, gguf_file, "F16", f"{recipe.name}-{name}")
+        step = run.progress.start(f"sampling {name}", len(questions) * settings.samples)
+        with LlamaCppEngine(gguf_file, settings.parallel, recipe.threads) as engine:
+            prompts = [engine.chat_prompt(q.question) for q in questions]
+            samples[name] = sample_parent(
+                engine,
+                questions,
+                settings.samples,
+                sampling,
+                settings.max_tokens,
+                folder / f"samples-{name}.jsonl",
+                partial(step, ""),
+            )
+    rows = label_questions(questions, prompts, samples["long"], samples["short"], settings.samples)
+    counts = {name: sum(row["label"] == name for row in rows) for name in ("long", "short", None)}
+    run.say(f"{counts['long']} questions labelled long, {counts['short']} short, {counts[None]} dropped")
+    write_text(folder / "patterns.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def run_capture(run: Run) -> None:
+    """Keep both parents' hidden states and the selected parents' next-token distributions."""
+    from rpam_lite.patterns.label import labelled
+    from rpam_lite.streaming.activations import PARENTS
+    from rpam_lite.streaming.capture import (
+        QUESTIONS_A_BATCH,
+        calibration_set,
+        capture,
+        choose_questions,
+    )
+
+    recipe, settings = run.recipe, run.recipe.capture
+    lines = (run.of("label") / "patterns.jsonl").read_text(encoding="utf-8").splitlines()
+    chosen = choose_questions(labelled(json.loads(line) for line in lines), settings.questions_per_class, recipe.seed)
+    questions = calibration_set(chosen, settings)
+    per_label = {name: sum(q.label == name for q in chosen) for name in PARENTS}
+    run.say(f"calibration set: {per_label['long']} long and {per_label['short']} short questions")
+    step = run.progress.start("capturing hidden states", 2 * -(-len(questions) // QUESTIONS_A_BATCH))
+    parents = {"long": recipe.parents.long, "short": recipe.parents.short}
+    capture(parents, questions, settings.top_k, run.of("capture"), partial(step, ""))
+
+
+def run_fit(run: Run) -> None:
+    """Fit the coefficients; write them, their curve and a picture."""
+    from rpam_lite.fit import coefficients
+    from rpam_lite.fit.joint import batches_of, fit
+    from rpam_lite.report.plots import plot_coefficients
+    from rpam_lite.streaming.activations import load_questions
+
+    recipe, settings, folder = run.recipe, run.recipe.fit, run.of("fit")
+    steps = settings.epochs * len(batches_of(load_questions(run.of("capture")), settings.batch_questions, ""))
+    step = run.progress.start("fitting lambda", steps)
+    fitted, curve = fit(
+        recipe.parents.long, recipe.parents.short, run.of("capture"), settings, recipe.seed, folder / "state.pt", step
+    )
+    first, last = curve[0], curve[-1]
+    run.say("; ".join(f"{term} {first[term]:.4f} -> {last[term]:.4f}" for term in first))
+    if last["loss"] > first["loss"]:
+        run.say("WARNING: the loss did not fall; lower `fit.learning_rate` or raise `fit.epochs`")
+    coefficients.save(fitted, folder / "coefficients.json")
+    write_json(folder / "fit.json", {"version": 1, "epochs": curve})
+    plot_coefficients(fitted.values, folder / "coefficients.png")
+
+
+def run_merge(run: Run) -> None:
+    """Write the merged checkpoint as an ordinary Hugging Face folder."""
+    import torch
+
+    from rpam_lite.checkpoint.write import write_checkpoint
+
+    recipe = run.recipe
+    source, config, donor = merged_source(run)
+    config["dtype" if "dtype" in config else "torch_dtype"] = recipe.merge.dtype
+    step = run.progress.start("merging", len(source.names()))
+    write_checkpoint(source, config, donor, merged_folder(run), getattr(torch, recipe.merge.dtype), step)
+
+
+def run_export(run: Run) -> None:
+    """Write the merged checkpoint as an unquantized GGUF file."""
+    from export.gguf.write import write_gguf
+    from rpam_lite.checkpoint.source import CheckpointSource
+
+    source = CheckpointSource(merged_folder(run))
+    step = run.progress.start("exporting", len(source.names()))
+    settings = run.recipe.export
+    write_gguf(source, source.config, source.folder, exported_gguf(run), settings.type, run.recipe.name, step)
+
+
+def run_quantize(run: Run) -> None:
+    """Make the quantized GGUF files, each in a process of its own."""
+    from quant.gguf import quantize
+
+    step = run.progress.start("quantizing", len(run.recipe.quantize.types))
+    for type_name in run.recipe.quantize.types:
+        quantize(exported_gguf(run), quantized_gguf(run, type_name), type_name, run.recipe.quantize.threads)
+        step(type_name)
+
+
+def run_report(run: Run) -> None:
+    """Write report.md and its pictures, and print the closing table."""
+    from rpam_lite.report.page import write_report
+
+    write_report(run.recipe, run.folder, run.of("report"), run.say)
+
+
+def merged_source(run: Run) -> tuple[Any, dict[str, Any], Path]:
+    """The merge as a tensor source, a copy of the donor's config, and the donor's folder."""
+    import torch
+
+    from rpam_lite.checkpoint.source import CheckpointSource
+    from rpam_lite.fit import coefficients
+    from rpam_lite.merge.apply import MergedSource
+
+    recipe = run.recipe
+    long, short = CheckpointSource(recipe.parents.long), CheckpointSource(recipe.parents.short)
+    fitted = coefficients.load(run.of("fit") / "coefficients.json")
+    donor = long if recipe.merge.donor == "long" else short
+    source = MergedSource(long, short, fitted.of, getattr(torch, recipe.merge.dtype))
+    return source, dict(donor.config), donor.folder

@@ -1,0 +1,134 @@
+"""The trip: every stage with what it depends on, and how they are run one after another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rpam_lite.errors import RpamError
+from rpam_lite.pipeline import stages
+from rpam_lite.pipeline.measure import run_eval
+from rpam_lite.pipeline.stage import Run, Stage, execute, is_done
+from rpam_lite.recipe import Recipe
+
+
+def _parents(recipe: Recipe) -> list[Path]:
+    return [recipe.parents.long, recipe.parents.short]
+
+
+def _everything(recipe: Recipe) -> list[Path]:
+    base = [recipe.parents.base] if recipe.parents.base else []
+    return [*_parents(recipe), *base, recipe.label.questions, recipe.eval.questions]
+
+
+_ORDER = (
+    Stage(
+        "check",
+        "Say everything that is wrong with the recipe and its pair.",
+        (),
+        lambda r: r.model_dump(mode="json"),
+        _everything,
+        stages.run_check,
+    ),
+    Stage(
+        "label",
+        "Sample both parents, grade, and label the calibration questions.",
+        (),
+        lambda r: [r.name, r.seed, r.threads, r.label.model_dump(exclude={"questions"})],
+        lambda r: [*_parents(r), r.label.questions],
+        stages.run_label,
+    ),
+    Stage(
+        "capture",
+        "Keep both parents' hidden states on the labelled questions.",
+        ("label",),
+        lambda r: [r.seed, r.capture.model_dump()],
+        lambda r: [],
+        stages.run_capture,
+    ),
+    Stage(
+        "fit",
+        "Fit the merging coefficients.",
+        ("capture",),
+        lambda r: [r.seed, r.fit.model_dump()],
+        lambda r: [],
+        stages.run_fit,
+    ),
+    Stage(
+        "merge",
+        "Write the merged checkpoint.",
+        ("fit",),
+        lambda r: [r.name, r.merge.model_dump()],
+        lambda r: [],
+        stages.run_merge,
+    ),
+    Stage(
+        "export",
+        "Write the merged checkpoint as GGUF.",
+        ("merge",),
+        lambda r: [r.name, r.export.model_dump()],
+        lambda r: [],
+        stages.run_export,
+    ),
+    Stage(
+        "quantize",
+        "Quantize the GGUF file.",
+        ("export",),
+        lambda r: r.quantize.model_dump(),
+        lambda r: [],
+        stages.run_quantize,
+    ),
+    Stage(
+        "eval",
+        "Measure parents, scalar curve and merge in llama.cpp.",
+        ("label", "export", "quantize"),
+        lambda r: [r.seed, r.threads, r.merge.model_dump(), r.eval.model_dump(exclude={"questions"})],
+        lambda r: [r.eval.questions],
+        run_eval,
+        keeps_files=True,
+    ),
+    Stage(
+        "report",
+        "Write the report and print the closing table.",
+        ("fit", "eval"),
+        lambda r: r.name,
+        lambda r: [],
+        stages.run_report,
+    ),
+)
+STAGES = {stage.name: stage for stage in _ORDER}
+
+
+def run_all(run: Run) -> None:
+    """Run every stage that is not done yet, in order."""
+    reused = []
+    for stage in _ORDER:
+        if is_done(stage, STAGES, run):
+            reused.append(stage.name)
+            continue
+        if reused:
+            run.say(f"reused from {run.folder}: {', '.join(reused)}")
+            reused = []
+        _run(stage, run)
+    if reused:
+        run.say(f"reused from {run.folder}: {', '.join(reused)}")
+
+
+def run_one(name: str, run: Run) -> None:
+    """Run one stage on the files of an earlier run, whether or not it is done already.
+
+    Raises:
+        RpamError: A stage that it needs is not done, or was done with another recipe.
+    """
+    for needed in STAGES[name].needs:
+        if not is_done(STAGES[needed], STAGES, run):
+            raise RpamError(
+                f"{run.of(needed)}: stage {needed!r} is not done for this recipe as it is now, and {name!r} needs "
+                f"its files; run `rpam {needed}` or `rpam run` first."
+            )
+    _run(STAGES[name], run)
+
+
+def _run(stage: Stage, run: Run) -> None:
+    run.say(f"[{stage.name}] {stage.help}")
+    seconds = execute(stage, STAGES, run)
+    run.say(f"[{stage.name}] done in {seconds:.1f} s: {run.of(stage.name)}")

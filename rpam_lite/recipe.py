@@ -1,0 +1,177 @@
+"""The schema of a recipe: everything a user can set, with its default, in one place.
+
+Unknown keys are refused, and all mistakes of a file are reported at once. Paths in a recipe are
+relative to the recipe's own folder.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from rpam_lite.errors import RpamError
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+ParentName = Literal["long", "short"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Parents(_Section):
+    """The two checkpoints to merge, and the one both were tuned from, if it is at hand."""
+
+    long: Path
+    short: Path
+    base: Path | None = None
+
+
+class Label(_Section):
+    """Pattern labels: sample both parents on `questions`, grade, and apply the rule."""
+
+    questions: Path
+    samples: Positive = Field(8, description="answers a question from each parent (k)")
+    temperature: NonNegative = 0.6
+    top_p: Share = 0.95
+    top_k: int = Field(20, ge=0, description="0 keeps every token")
+    max_tokens: Positive = 4096
+    parallel: Positive = Field(16, description="sequences decoded side by side")
+
+
+class Capture(_Section):
+    """Which questions and positions the hidden states are kept for."""
+
+    questions_per_class: Positive = 64
+    positions: tuple[Literal["prompt", "last_prompt_token", "response"], ...] = ("prompt", "response")
+    response_tokens: Positive | None = Field(None, description="keep the first R response tokens; all without it")
+    skip_first_token: bool = Field(True, description="leave the attention sink at position 0 out")
+    top_k: Positive = Field(64, description="next-token log-probabilities kept a position, tail apart")
+
+
+class Fit(_Section):
+    """Objective and optimizer of lambda; the three terms are logged apart."""
+
+    granularity: Literal["layer", "matrix"] = "layer"
+    start: Share = 0.5
+    alignment_weight: NonNegative = 0.1
+    contrastive_weight: NonNegative = 0.05
+    kl_weight: NonNegative = 1.0
+    temperature: float = Field(0.1, gt=0, description="tau of the contrastive term")
+    long_weight: float = Field(1.0, gt=0, description="weight of a long-labelled question; short ones have 1")
+    epochs: Positive = 12
+    batch_questions: Positive = 32
+    learning_rate: float = Field(0.05, gt=0)
+    lower: float = Field(0.0, description="lambda is kept at or above this")
+    upper: float = Field(1.0, description="lambda is kept at or below this")
+
+
+class Merge(_Section):
+    """How the merged checkpoint is written."""
+
+    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    donor: ParentName = Field("long", description="parent whose config, tokenizer and template are kept")
+
+
+class Export(_Section):
+    """The unquantized GGUF file."""
+
+    type: Literal["F32", "F16", "BF16"] = "F16"
+
+
+class Quantize(_Section):
+    """llama.cpp quantization types to make, by llama.cpp's own names."""
+
+    types: tuple[str, ...] = ("Q8_0", "Q4_K_M")
+    threads: Positive = 2
+
+
+class Eval(_Section):
+    """Measurement in llama.cpp on held-out questions, greedy."""
+
+    questions: Path
+    max_tokens: Positive = 4096
+    parallel: Positive = 16
+    scalar_curve: tuple[Share, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    long_think_tokens: Positive = Field(32, description="an answer with this many think tokens is a long one")
+
+
+class Recipe(_Section):
+    """One recipe file."""
+
+    version: Literal[1]
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = Field(1, ge=0)
+    threads: Positive = 2
+    parents: Parents
+    label: Label
+    capture: Capture = Capture()
+    fit: Fit = Fit()
+    merge: Merge = Merge()
+    export: Export = Export()
+    quantize: Quantize = Quantize()
+    eval: Eval
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read and check a recipe; a bare name such as `tiny` finds the recipe that ships with us.
+
+    Raises:
+        RpamError: The file is missing, is not YAML, or has wrong keys or values (all of them named).
+    """
+    file = _find(path)
+    try:
+        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise RpamError(f"{file}: is not valid YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(raw, dict):
+        raise RpamError(f"{file}: holds no recipe; copy recipes/tiny.yaml and edit it.")
+    try:
+        recipe = Recipe.model_validate(raw)
+    except ValidationError as error:
+        raise RpamError(f"{file}: {_all_mistakes(error)}") from None
+    return _with_absolute_paths(recipe, file.parent.resolve())
+
+
+def _find(path: Path) -> Path:
+    """The recipe file: as given, or by name among those of the checkout or of the installed wheel."""
+    shipped = [Path(__file__).parents[1] / "recipes", Path(str(resources.files("rpam_lite"))) / "recipes"]
+    names = [path] if path.suffix else [path, path.with_suffix(".yaml")]
+    for candidate in [*names, *(folder / name for folder in shipped for name in names if len(name.parts) <= 2)]:
+        if candidate.is_file():
+            return candidate
+    raise RpamError(f"{path}: no such recipe file; `tiny` is the one that ships with rpam_lite.")
+
+
+def _all_mistakes(error: ValidationError) -> str:
+    mistakes = []
+    for item in error.errors():
+        place = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            mistakes.append(f"unknown key `{place}`")
+        elif item["type"] == "missing":
+            mistakes.append(f"`{place}` is missing")
+        else:
+            mistakes.append(f"`{place}` is {item['input']!r}: {item['msg']}")
+    return "; ".join(mistakes) + "."
+
+
+def _with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
+    parents = recipe.parents
+    return recipe.model_copy(
+        update={
+            "parents": Parents(
+                long=folder / parents.long,
+                short=folder / parents.short,
+                base=folder / parents.base if parents.base else None,
+            ),
+            "label": recipe.label.model_copy(update={"questions": folder / recipe.label.questions}),
+            "eval": recipe.eval.model_copy(update={"questions": folder / recipe.eval.questions}),
+        }
+    )

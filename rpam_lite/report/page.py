@@ -1,0 +1,130 @@
+"""report.md and the closing table, from evaluation.json, fit.json and coefficients.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rpam_lite.checkpoint.files import read_json, write_text
+from rpam_lite.recipe import Recipe
+from rpam_lite.report.plots import plot_frontier
+
+
+def write_report(recipe: Recipe, run_folder: Path, folder: Path, say: Callable[[str], None]) -> None:
+    """Write report.md with its pictures into `folder` and say the closing table."""
+    evaluation = read_json(run_folder / "eval" / "evaluation.json", "the evaluation")
+    coefficients = read_json(run_folder / "fit" / "coefficients.json", "the coefficients file")
+    curve = read_json(run_folder / "fit" / "fit.json", "the fit's log")["epochs"]
+    rows = evaluation["rows"]
+    plot_frontier(rows, folder / "frontier.png")
+    (folder / "coefficients.png").write_bytes((run_folder / "fit" / "coefficients.png").read_bytes())
+    say(closing_table(rows))
+    say("\n".join(verdicts(rows)))
+    write_text(folder / "report.md", page(recipe, evaluation, coefficients, curve))
+
+
+def closing_table(rows: list[dict[str, Any]]) -> str:
+    """Accuracy, tokens, truncation and long share of every row, as a Markdown table."""
+    lines = [
+        "| model | accuracy | mean tokens | truncated | long answers |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    lines += [
+        f"| {r['name']} | {_percent(r['accuracy'])} | {r['tokens']:.1f} "
+        f"| {_percent(r['truncated'])} | {_percent(r['long'])} |"
+        for r in rows
+    ]
+    return "\n".join(lines)
+
+
+def verdicts(rows: list[dict[str, Any]]) -> list[str]:
+    """One sentence a merged file: where it stands against the scalar curve at equal tokens."""
+    sentences = []
+    for row in rows:
+        if gain := row.get("over_curve"):
+            sentences.append(
+                f"{row['name']}: {_percent(gain['accuracy'])} at {gain['tokens']:.1f} tokens; the scalar curve has "
+                f"{_percent(gain['curve_accuracy'])} there: {100 * gain['gain']:+.1f} points "
+                f"(95 % interval {100 * gain['low']:+.1f} to {100 * gain['high']:+.1f})."
+            )
+    return sentences
+
+
+def level_table(rows: list[dict[str, Any]], field: str, show: Callable[[float], str]) -> str:
+    """One field by difficulty level, as a Markdown table."""
+    levels = list(rows[0]["levels"])
+    lines = ["| model | " + " | ".join(f"level {level}" for level in levels) + " |"]
+    lines.append("|---|" + "---:|" * len(levels))
+    for row in rows:
+        lines.append(f"| {row['name']} | " + " | ".join(show(row["levels"][level][field]) for level in levels) + " |")
+    return "\n".join(lines)
+
+
+def page(recipe: Recipe, evaluation: dict[str, Any], coefficients: dict[str, Any], curve: list[dict[str, Any]]) -> str:
+    """The whole of report.md."""
+    rows = evaluation["rows"]
+    count = evaluation["questions"]
+    values = "\n".join(f"| {group} | {value:.3f} |" for group, value in coefficients["values"].items())
+    terms = list(curve[0])
+    losses = "\n".join(
+        f"| {i} | " + " | ".join(f"{epoch[term]:.4f}" for term in terms) + " |" for i, epoch in enumerate(curve, 1)
+    )
+    settings = json.dumps(recipe.fit.model_dump(mode="json"), indent=2)
+    return f"""# {recipe.name}: what the merge does
+
+Greedy answers to {count} held-out questions in llama.cpp. A long answer has at least
+{recipe.eval.long_think_tokens} tokens inside its think block; a truncated one was cut off after
+{recipe.eval.max_tokens} tokens and counts as wrong.
+
+{closing_table(rows)}
+
+Against plain interpolation with one number, at equal tokens (paired bootstrap over questions):
+
+{chr(10).join(f"- {sentence}" for sentence in verdicts(rows))}
+
+![Accuracy against tokens, and share of long answers by level](frontier.png)
+
+## By level
+
+Accuracy:
+
+{level_table(rows, "accuracy", _percent)}
+
+Mean generated tokens:
+
+{level_table(rows, "tokens", lambda v: f"{v:.1f}")}
+
+Truncated answers:
+
+{level_table(rows, "truncated", _percent)}
+
+Long answers:
+
+{level_table(rows, "long", _percent)}
+
+## Coefficients
+
+Lambda weights the Long parent: W = S + lambda * (L - S).
+
+![Lambda per layer](coefficients.png)
+
+| group | lambda |
+|---|---:|
+{values}
+
+## Fit
+
+| epoch | {" | ".join(terms)} |
+|---|{"---:|" * len(terms)}
+{losses}
+
+```json
+{settings}
+```
+"""
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"

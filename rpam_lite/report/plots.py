@@ -1,0 +1,108 @@
+"""The pictures: lambda per layer, the frontier, and who thinks long when."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+
+from rpam_lite.checkpoint.files import whole_file
+
+_LONG, _SHORT, _SCALAR, _MERGE = "#b5442e", "#2e6f9e", "#8a8a8a", "#1d7a4f"
+_LAYER = re.compile(r"layers\.(\d+)\.?(.*)")
+
+
+def plot_coefficients(values: dict[str, float], path: Path) -> None:
+    """Lambda over depth, one line a matrix, with embedding, norm and head as points beside."""
+    lines: dict[str, list[tuple[int, float]]] = {}
+    others: dict[str, float] = {}
+    for group, value in values.items():
+        match = _LAYER.fullmatch(group)
+        if match is None:
+            others[group] = value
+        else:
+            lines.setdefault(match[2] or "decoder layer", []).append((int(match[1]), value))
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    for name, points in lines.items():
+        axes.plot(*zip(*sorted(points), strict=True), marker="o", label=name.split(".")[-1], color=None)
+    depth = max((layer for points in lines.values() for layer, _ in points), default=0)
+    for i, (name, value) in enumerate(others.items()):
+        axes.plot(depth + 1 + i, value, marker="s", linestyle="none", label=name)
+    axes.axhline(0.5, color=_SCALAR, linewidth=0.8, linestyle=":")
+    axes.set(xlabel="decoder layer", ylabel="lambda (weight of the Long parent)", ylim=(-0.05, 1.05))
+    axes.set_xticks(range(depth + 1))
+    axes.legend(fontsize=8, ncols=2)
+    _save(figure, path)
+
+
+def plot_frontier(rows: list[dict[str, Any]], path: Path) -> None:
+    """Left: accuracy against mean tokens, the scalar curve drawn. Right: share of long answers by level."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.8), layout="constrained")
+    curve = sorted((r for r in rows if r["weight"] is not None), key=lambda r: r["weight"])
+    left.plot(
+        [r["tokens"] for r in curve],
+        [100 * r["accuracy"] for r in curve],
+        color=_SCALAR,
+        marker=".",
+        label="scalar interpolation",
+    )
+    for row in curve[1:-1]:
+        left.annotate(
+            f"{row['weight']:g}",
+            (row["tokens"], 100 * row["accuracy"]),
+            textcoords="offset points",
+            xytext=(5, -10),
+            fontsize=7,
+            color=_SCALAR,
+        )
+    for row in rows:
+        if row["kind"] != "scalar":
+            marker = {"parent": "s"}.get(row["kind"], "o" if row["name"].lower().endswith("f16") else "^")
+            left.plot(
+                row["tokens"],
+                100 * row["accuracy"],
+                marker=marker,
+                linestyle="none",
+                color=_color(row),
+                alpha=0.85,
+                markersize=8,
+                label=row["name"],
+            )
+    left.set(xlabel="mean generated tokens", ylabel="accuracy, %", title="Accuracy against tokens")
+    left.grid(alpha=0.3)
+    left.legend(fontsize=8)
+    merge = next(r for r in rows if r["kind"] == "merge")
+    nearest = min(curve, key=lambda r: abs(r["tokens"] - merge["tokens"]))
+    for row, style in ((curve[-1], "-"), (curve[0], "-"), (merge, "-"), (nearest, ":")):
+        levels = {int(level): summary["long"] for level, summary in row["levels"].items()}
+        right.plot(
+            list(levels),
+            [100 * share for share in levels.values()],
+            style,
+            marker="o",
+            color=_color(row),
+            label=row["name"],
+        )
+    right.set(xlabel="difficulty level", ylabel="long answers, %", title="Who thinks long, and when", ylim=(-3, 103))
+    right.grid(alpha=0.3)
+    right.legend(fontsize=8)
+    _save(figure, path)
+
+
+def _color(row: dict[str, Any]) -> str:
+    if row["kind"] == "parent":
+        return _LONG if row["weight"] == 1.0 else _SHORT
+    return _SCALAR if row["kind"] == "scalar" else _MERGE
+
+
+def _save(figure: Any, path: Path) -> None:
+    with whole_file(path) as part:
+        # No date inside: the same run makes the same bytes.
+        figure.savefig(part, format="png", dpi=130, metadata={"Software": None})
+    plt.close(figure)

@@ -1,0 +1,1 @@
+"""Hidden states of the parents on the calibration set: capture, store, read."""

@@ -1,0 +1,119 @@
+"""The activation store: what the capture leaves on the disk and the fit reads.
+
+questions.safetensors           token ids, prompt lengths, labels, kept positions, all ragged
+{long,short}-layer-000.safetensors ...   hidden states after each decoder layer, bf16
+targets.safetensors             the selected parent's next-token distribution on its response
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from rpam_lite.checkpoint.files import whole_file
+
+PARENTS = ("long", "short")
+
+
+@dataclass(frozen=True)
+class CalibrationSet:
+    """Token ids and kept positions of every calibration question.
+
+    Attributes:
+        token_ids: Prompt and selected response, int64 [length], one a question.
+        prompt_lengths: Tokens of each prompt.
+        is_long: Whether the label selects the Long parent, bool [questions].
+        positions: Positions whose hidden states are kept, int64, ascending, one tensor a question.
+    """
+
+    token_ids: list[torch.Tensor]
+    prompt_lengths: list[int]
+    is_long: torch.Tensor
+    positions: list[torch.Tensor]
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    def target_positions(self, question: int) -> torch.Tensor:
+        """Positions that predict the response and its end: last prompt token to last response token."""
+        return torch.arange(self.prompt_lengths[question] - 1, len(self.token_ids[question]))
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Next-token distribution of the selected parent at every target position, concatenated.
+
+    Attributes:
+        ids: The k likeliest tokens, int64 [positions, k].
+        logprobs: Their log-probabilities, float32 [positions, k].
+        tail: Probability of all other tokens, float32 [positions].
+    """
+
+    ids: torch.Tensor
+    logprobs: torch.Tensor
+    tail: torch.Tensor
+
+
+def save_questions(questions: CalibrationSet, folder: Path) -> None:
+    """Write questions.safetensors."""
+    _save(
+        {
+            "token_ids": torch.cat(questions.token_ids).int(),
+            "lengths": torch.tensor([len(t) for t in questions.token_ids]),
+            "prompt_lengths": torch.tensor(questions.prompt_lengths),
+            "is_long": questions.is_long,
+            "positions": torch.cat(questions.positions).int(),
+            "position_counts": torch.tensor([len(p) for p in questions.positions]),
+        },
+        folder / "questions.safetensors",
+    )
+
+
+def load_questions(folder: Path) -> CalibrationSet:
+    """Read questions.safetensors."""
+    raw = load_file(folder / "questions.safetensors")
+    return CalibrationSet(
+        token_ids=list(raw["token_ids"].long().split(raw["lengths"].tolist())),
+        prompt_lengths=raw["prompt_lengths"].tolist(),
+        is_long=raw["is_long"],
+        positions=list(raw["positions"].long().split(raw["position_counts"].tolist())),
+    )
+
+
+def layer_file(folder: Path, parent: str, layer: int) -> Path:
+    """File of one parent's hidden states after one decoder layer."""
+    return folder / f"{parent}-layer-{layer:03}.safetensors"
+
+
+def save_layer(states: Sequence[torch.Tensor], folder: Path, parent: str, layer: int) -> None:
+    """Write hidden states, one [kept positions, hidden] a question, as bf16."""
+    _save({"hidden_states": torch.cat(list(states)).bfloat16()}, layer_file(folder, parent, layer))
+
+
+def load_layer(folder: Path, parent: str, layer: int, questions: CalibrationSet) -> list[torch.Tensor]:
+    """Hidden states of one layer, bf16 [kept positions, hidden], one a question."""
+    states = load_file(layer_file(folder, parent, layer))["hidden_states"]
+    return list(states.split([len(p) for p in questions.positions]))
+
+
+def save_targets(targets: Targets, folder: Path) -> None:
+    """Write targets.safetensors."""
+    tensors = {"ids": targets.ids.int(), "logprobs": targets.logprobs, "tail": targets.tail}
+    _save(tensors, folder / "targets.safetensors")
+
+
+def load_targets(folder: Path, questions: CalibrationSet) -> list[Targets]:
+    """Targets of each question."""
+    raw = load_file(folder / "targets.safetensors")
+    counts = [len(questions.target_positions(q)) for q in range(len(questions))]
+    pieces = zip(*(raw[name].split(counts) for name in ("ids", "logprobs", "tail")), strict=True)
+    return [Targets(ids.long(), logprobs, tail) for ids, logprobs, tail in pieces]
+
+
+def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    with whole_file(path) as part:
+        save_file({name: t.contiguous() for name, t in tensors.items()}, part)
