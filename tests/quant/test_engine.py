@@ -1,0 +1,137 @@
+"""The llama.cpp engine: many sequences side by side give what one at a time gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import pytest
+
+from export.gguf.write import write_gguf
+from quant.engines import Request, Sampling
+from quant.engines.llama_cpp import LlamaCppEngine
+from quant.evaluate import count_think_tokens, evaluate, summarize, summarize_by_level
+from quant.gguf import quantization_types, quantize
+from quant.tasks.questions import Question
+from rpam_lite.checkpoint.source import CheckpointSource
+from rpam_lite.errors import RpamError
+from tests.conftest import make_checkpoint
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    source = CheckpointSource(
+        make_checkpoint(folder / "hf", 5, tokenizer, hidden_size=256, intermediate_size=256, initializer_range=0.2)
+    )
+    write_gguf(source, source.config, source.folder, folder / "model.gguf", "F16", "test")
+    return folder / "model.gguf"
+
+
+def complete(file: Path, parallel: int, requests: list[Request]) -> dict[str, tuple[int, ...]]:
+    with LlamaCppEngine(file, parallel, threads=1) as engine:
+        return {c.key: c.token_ids for c in engine.generate(requests)}
+
+
+def requests(sampling: Sampling, count: int = 7) -> list[Request]:
+    return [Request(str(i), tuple(range(10, 13 + 3 * i)), 10 + i, sampling) for i in range(count)]
+
+
+def test_side_by_side_equals_one_at_a_time(model: Path) -> None:
+    alone = complete(model, 1, requests(Sampling()))
+    assert complete(model, 3, requests(Sampling())) == alone
+    assert complete(model, 16, requests(Sampling())) == alone
+    assert any(len(set(ids)) > 1 for ids in alone.values())
+
+
+def test_greedy_equals_llama_cpp_pythons_own_loop(model: Path) -> None:
+    reference = llama_cpp.Llama(str(model), n_ctx=256, verbose=False, n_threads=1)
+    found = complete(model, 4, requests(Sampling(), 4))
+    for request in requests(Sampling(), 4):
+        reference.reset()
+        expected = []
+        for token in reference.generate(list(request.prompt), temp=0.0, repeat_penalty=1.0):
+            if llama_cpp.llama_vocab_is_eog(reference._model.vocab, token) or len(expected) == request.max_tokens:
+                break
+            expected.append(token)
+        assert list(found[request.key]) == expected
+
+
+def test_sampling_is_seeded(model: Path) -> None:
+    def draw(seed: int) -> dict[str, tuple[int, ...]]:
+        return complete(model, 4, requests(Sampling(1.5, 0.99, 0, seed)))
+
+    assert draw(1) == draw(1)
+    assert draw(1) != draw(2)
+
+
+def test_a_long_answer_is_cut_and_says_so(model: Path) -> None:
+    with LlamaCppEngine(model, 4, threads=1) as engine:
+        completions = list(engine.generate(requests(Sampling())))
+    cut = [c for c in completions if c.finish_reason == "length"]
+    assert cut
+    assert all(len(c.token_ids) == 10 + int(c.key) == c.generated for c in cut)
+
+
+def test_no_file_and_no_gguf_are_named(tmp_path: Path) -> None:
+    with pytest.raises(RpamError, match="no such GGUF file"):
+        LlamaCppEngine(tmp_path / "none.gguf")
+    (tmp_path / "bad.gguf").write_bytes(b"no gguf at all")
+    with pytest.raises(RpamError, match=r"bad\.gguf: llama\.cpp can't load it"):
+        LlamaCppEngine(tmp_path / "bad.gguf")
+
+
+def test_quantize_shrinks_and_still_runs(model: Path, tmp_path: Path) -> None:
+    sizes = {}
+    for name in ("Q8_0", "Q4_K_M"):
+        target = tmp_path / f"{name}.gguf"
+        quantize(model, target, name, threads=1)
+        sizes[name] = target.stat().st_size
+        assert complete(target, 2, requests(Sampling(), 2))
+        again = tmp_path / "again.gguf"
+        quantize(model, again, name, threads=1)
+        assert again.read_bytes() == target.read_bytes()
+    assert sizes["Q4_K_M"] < sizes["Q8_0"] < model.stat().st_size
+
+
+def test_quantize_names_what_is_wrong(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(RpamError, match=r"no type 'Q4_K_X'.*Q4_K_M"):
+        quantize(model, tmp_path / "out.gguf", "Q4_K_X", threads=1)
+    (tmp_path / "bad.gguf").write_bytes(b"no gguf at all")
+    with pytest.raises(RpamError, match=r"bad\.gguf: llama\.cpp failed to quantize it to Q8_0"):
+        quantize(tmp_path / "bad.gguf", tmp_path / "out.gguf", "Q8_0", threads=1)
+    assert not list(tmp_path.glob("out*"))
+    assert {"Q8_0", "Q4_K_M", "IQ4_XS", "Q6_K"} <= quantization_types().keys()
+
+
+def test_evaluate_goes_on_where_it_stopped(model: Path, tmp_path: Path) -> None:
+    questions = [Question(str(i), f"What is {i} + 1?", str(i + 1), level=i % 2 + 1) for i in range(6)]
+    file = tmp_path / "records.jsonl"
+    with LlamaCppEngine(model, 2, threads=1) as engine:
+        whole = evaluate(engine, questions, file, 12)
+        lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+        file.unlink()
+        (tmp_path / "records.jsonl.partial").write_text("".join(lines[:3]), encoding="utf-8")
+        made = []
+        assert evaluate(engine, questions, file, 12, lambda: made.append(1)) == whole
+    assert len(made) == 3
+    assert [r.key for r in whole] == [q.key for q in questions]
+    summary = summarize(whole, 8)
+    assert summary.questions == 6
+    assert summary.accuracy == sum(r.correct for r in whole) / 6
+    assert summarize_by_level(whole, 8).keys() == {1, 2}
+
+
+@pytest.mark.parametrize(
+    ("pieces", "count"),
+    [
+        (["<think>", "a", "b", "</think>", "c"], 2),
+        (["a", "b"], 0),
+        (["<think>", "a", "b"], 2),
+        (["<", "think>", "a", "</th", "ink>", "c"], 2),
+        (["<think>", "</think>"], 0),
+    ],
+)
+def test_think_tokens(pieces: list[str], count: int) -> None:
+    assert count_think_tokens([p.encode() for p in pieces]) == count

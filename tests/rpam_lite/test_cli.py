@@ -1,0 +1,89 @@
+"""The command line, as a user meets it: help, and one sentence for every mistake."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rpam_lite import __version__
+from rpam_lite.errors import missing_package
+from rpam_lite.pipeline.trip import STAGES
+from tests.conftest import ROOT
+
+
+def rpam(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+    command = [sys.executable, "-m", "rpam_lite.cli", *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+
+
+def refused(result: subprocess.CompletedProcess[str], *parts: str) -> None:
+    output = result.stdout + result.stderr
+    assert result.returncode not in (0, None), output
+    assert "Traceback" not in output
+    for part in parts:
+        assert part in output
+
+
+def recipe(tmp_path: Path, pair: Path, **changes: object) -> str:
+    value = {
+        "version": 1,
+        "name": "mine",
+        "parents": {"long": str(pair / "long"), "short": str(pair / "short")},
+        "label": {"questions": str(ROOT / "recipes/tiny/calibration.jsonl")},
+        "eval": {"questions": str(ROOT / "recipes/tiny/evaluation.jsonl")},
+    }
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(value | changes), encoding="utf-8")
+    return "mine.yaml"
+
+
+def test_help_lists_every_stage(tmp_path: Path) -> None:
+    result = rpam("--help", cwd=tmp_path)
+    assert result.returncode == 0
+    assert all(name in result.stdout for name in (*STAGES, "run"))
+    assert "recipes/tiny.yaml" in rpam("fit", "--help", cwd=tmp_path).stdout
+    assert rpam("--version", cwd=tmp_path).stdout.strip() == __version__
+
+
+def test_a_good_pair_passes_the_check(tmp_path: Path, pair: Path) -> None:
+    result = rpam("check", recipe(tmp_path, pair), cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "runs/mine/check/manifest.json").exists()
+
+
+def test_wrong_arguments_and_recipes(tmp_path: Path, pair: Path) -> None:
+    refused(rpam("run", "none.yaml", cwd=tmp_path), "none.yaml: no such recipe file")
+    refused(rpam("runn", cwd=tmp_path), "No such command 'runn'")
+    file = recipe(tmp_path, pair, fitt={"epochs": 3})
+    refused(rpam("run", file, cwd=tmp_path), "mine.yaml: unknown key `fitt`.")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_wrong_pair_stops_at_the_check(tmp_path: Path, pair: Path) -> None:
+    weights = pair / "short" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    result = rpam("run", recipe(tmp_path, pair), cwd=tmp_path)
+    refused(result, "ERROR [checkpoint]", "is no whole safetensors file", "1 of 1 findings above are errors")
+    assert not (tmp_path / "runs/mine/label").exists()
+
+
+def test_a_stage_without_its_files_names_the_one_to_run(tmp_path: Path, pair: Path) -> None:
+    refused(rpam("fit", recipe(tmp_path, pair), cwd=tmp_path), "stage 'capture' is not done", "rpam capture")
+
+
+def test_a_run_folder_that_cannot_be_written(tmp_path: Path, pair: Path) -> None:
+    (tmp_path / "runs").write_text("a file where a folder should be", encoding="utf-8")
+    refused(rpam("check", recipe(tmp_path, pair), cwd=tmp_path), "runs", "rpam: ")
+
+
+@pytest.mark.parametrize(("package", "extra"), [("torch", "merge"), ("llama_cpp", "gguf"), ("math_verify", "eval")])
+def test_a_missing_package_names_the_command_that_installs_it(package: str, extra: str) -> None:
+    error = missing_package(ModuleNotFoundError(name=f"{package}.sub"))
+    assert error is not None
+    assert f"pip install 'rpam_lite[{extra}]'" in str(error)
+    assert missing_package(ModuleNotFoundError(name="somewhere_else")) is None

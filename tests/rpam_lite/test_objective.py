@@ -1,0 +1,90 @@
+"""The objective: each of the corrections that its terms promise."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rpam_lite.fit import objective
+
+
+def states(seed: int, questions: int = 3, positions: int = 5, hidden: int = 8) -> torch.Tensor:
+    return torch.randn(questions, positions, hidden, generator=torch.Generator().manual_seed(seed))
+
+
+MASK = torch.tensor([[1.0, 1, 1, 1, 1], [1, 1, 1, 0, 0], [0, 1, 1, 1, 0]])
+
+
+def test_alignment_is_0_at_the_selected_parent_and_1_at_the_other() -> None:
+    selected, other = states(1), states(2)
+    gap = objective.squared_distance(selected, other, MASK).mean()
+    assert objective.alignment(selected, selected, MASK, gap).abs().max() == 0
+    torch.testing.assert_close(objective.alignment(other, selected, MASK, gap).mean(), torch.tensor(1.0))
+
+
+@given(st.floats(0, 1))
+def test_alignment_grows_with_the_square_of_the_distance(share: float) -> None:
+    selected, other = states(1), states(2)
+    gap = objective.squared_distance(selected, other, MASK).mean()
+    between = selected + share * (other - selected)
+    found = objective.alignment(between, selected, MASK, gap).mean()
+    torch.testing.assert_close(found, torch.tensor(share**2), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("extra", [1, 7])
+def test_more_padding_changes_nothing(extra: int) -> None:
+    a, b, c = states(1), states(2), states(3)
+    gap = objective.squared_distance(b, c, MASK).mean()
+
+    def longer(t: torch.Tensor, filler: float) -> torch.Tensor:
+        return torch.cat([t, torch.full((3, extra, *t.shape[2:]), filler)], dim=1)
+
+    mask = longer(MASK, 0.0)
+    padded = [longer(t, 1e3) for t in (a, b, c)]
+    torch.testing.assert_close(
+        objective.alignment(padded[0], padded[1], mask, gap), objective.alignment(a, b, MASK, gap)
+    )
+    torch.testing.assert_close(objective.contrastive(*padded, mask, 0.1), objective.contrastive(a, b, c, MASK, 0.1))
+
+
+def test_contrastive_prefers_the_selected_parent() -> None:
+    selected, other = states(1), states(2)
+    near = objective.contrastive(selected, selected, other, MASK, 0.1)
+    far = objective.contrastive(other, selected, other, MASK, 0.1)
+    assert (near < far).all()
+    middle = objective.contrastive(states(3), selected, selected, MASK, 0.1)
+    torch.testing.assert_close(middle, torch.full((3,), 2.0).log())
+
+
+def test_a_question_does_not_depend_on_its_batch() -> None:
+    a, b, c = states(1), states(2), states(3)
+    together = objective.contrastive(a, b, c, MASK, 0.1)
+    alone = torch.cat([objective.contrastive(a[[i]], b[[i]], c[[i]], MASK[[i]], 0.1) for i in range(3)])
+    torch.testing.assert_close(together, alone)
+
+
+def test_kl_with_all_tokens_kept_is_the_exact_kl() -> None:
+    target, merged = states(1)[0], states(2)[0]
+    log_p, log_q = target.log_softmax(-1), merged.log_softmax(-1)
+    top = log_p.topk(8, dim=-1)
+    found = objective.kl_to_targets(merged, top.indices, top.values, torch.zeros(5))
+    torch.testing.assert_close(found, (log_p.exp() * (log_p - log_q)).sum(-1), atol=1e-5, rtol=1e-4)
+
+
+@given(st.integers(1, 7))
+def test_kl_of_top_k_is_a_lower_bound_and_0_at_the_target(k: int) -> None:
+    target, merged = states(1)[0], states(2)[0]
+    log_p, log_q = target.log_softmax(-1), merged.log_softmax(-1)
+    top = log_p.topk(k, dim=-1)
+    tail = 1 - top.values.exp().sum(-1)
+    exact = (log_p.exp() * (log_p - log_q)).sum(-1)
+    found = objective.kl_to_targets(merged, top.indices, top.values, tail)
+    assert (found <= exact + 1e-5).all()
+    assert objective.kl_to_targets(target, top.indices, top.values, tail).abs().max() < 1e-5
+
+
+def test_mean_by_question() -> None:
+    values, question = torch.tensor([1.0, 3.0, 10.0]), torch.tensor([0, 0, 2])
+    assert objective.mean_by_question(values, question, 3).tolist() == [2.0, 0.0, 10.0]

@@ -1,0 +1,57 @@
+"""Recipes: defaults, and all mistakes named at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rpam_lite.errors import RpamError
+from rpam_lite.recipe import Recipe, load_recipe
+from tests.conftest import ROOT
+
+MINIMAL = {
+    "version": 1,
+    "name": "mine",
+    "parents": {"long": "l", "short": "s"},
+    "label": {"questions": "c.jsonl"},
+    "eval": {"questions": "e.jsonl"},
+}
+
+
+def write(tmp_path: Path, **changes: object) -> Path:
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(MINIMAL | changes), encoding="utf-8")
+    return file
+
+
+def test_paths_are_relative_to_the_recipe(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path))
+    assert recipe.parents.long == tmp_path / "l"
+    assert recipe.eval.questions == tmp_path / "e.jsonl"
+    assert recipe.fit.granularity == "layer"
+
+
+def test_every_mistake_is_named_at_once(tmp_path: Path) -> None:
+    file = write(tmp_path, fit={"epochs": 0, "granulrity": "layer"}, merge={"dtype": "float8"}, extra=1)
+    with pytest.raises(RpamError) as caught:
+        load_recipe(file)
+    message = str(caught.value)
+    for part in (str(file), "`fit.epochs` is 0", "unknown key `fit.granulrity`", "'float8'", "unknown key `extra`"):
+        assert part in message
+
+
+@pytest.mark.parametrize(("text", "says"), [("a: [", "not valid YAML"), ("- 1", "holds no recipe")])
+def test_what_is_no_recipe(tmp_path: Path, text: str, says: str) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(RpamError, match=says):
+        load_recipe(file)
+
+
+def test_the_shipped_recipe_is_found_by_name() -> None:
+    assert load_recipe(Path("tiny")) == load_recipe(ROOT / "recipes" / "tiny.yaml")
+    assert isinstance(load_recipe(Path("tiny")), Recipe)
+    with pytest.raises(RpamError, match="no such recipe file"):
+        load_recipe(Path("tinny"))
