@@ -57,20 +57,14 @@ def evaluate(
     """
     by_key = {q.key: q for q in questions}
 
-    def generate(done: set[str]) -> Iterable[dict[str, Any]]:
-        requests = [
-            Request(q.key, engine.chat_prompt(q.question), max_tokens, Sampling())
-            for q in questions
-            if q.key not in done
-        ]
+    def generate(missing: list[str]) -> Iterable[dict[str, Any]]:
+        requests = [Request(key, engine.chat_prompt(by_key[key].question), max_tokens, Sampling()) for key in missing]
         for completion in engine.generate(requests):
             record = to_record(completion, by_key[completion.key])
             on_record()
             yield asdict(record)
 
-    rows = keep_partial(records_file, generate)
-    records = {row["key"]: Record(**row) for row in rows}
-    return [records[q.key] for q in questions]
+    return [Record(**row) for row in keep_partial(records_file, list(by_key), generate)]
 
 
 def to_record(completion: Completion, question: Question) -> Record:

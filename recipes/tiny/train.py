@@ -58,6 +58,7 @@ class Phase:
     steps: int
     learning_rate: float
     warmup: int
+    easy_from: int | None = None  # step from which half of the questions are of levels 1 and 2
 
 
 def mixed_response(problem: Problem, rng: random.Random) -> str:
@@ -70,9 +71,9 @@ def mixed_response(problem: Problem, rng: random.Random) -> str:
 PHASES = {
     phase.name: phase
     for phase in (
-        Phase("base", None, mixed_response, steps=2400, learning_rate=1.5e-3, warmup=200),
+        Phase("base", None, mixed_response, steps=3000, learning_rate=1.5e-3, warmup=200, easy_from=1300),
         Phase("long", "base", lambda p, _: long_response(p), 250, learning_rate=4e-4, warmup=20),
-        Phase("short", "base", lambda p, _: short_response(p), 250, learning_rate=4e-4, warmup=20),
+        Phase("short", "base", lambda p, _: short_response(p), 250, learning_rate=4e-4, warmup=20, easy_from=0),
     )
 }
 
@@ -102,9 +103,12 @@ def batches(tokenizer: Tokenizer, phase: Phase, seed: int) -> Iterator[Batch]:
     while True:
         rng = random.Random(f"{phase.name}-{seed}-{pool}")
         hardest = hardest_level(phase, drawn)
+        easy = phase.easy_from is not None and drawn >= phase.easy_from
         rows = []
         for _ in range(QUESTIONS_A_POOL):
-            problem = draw_problem(rng, rng.randint(1, hardest), "train")
+            # Answers in one's head that can be learnt at all are those of levels 1 and 2.
+            top = 2 if easy and rng.random() < 0.5 else hardest
+            problem = draw_problem(rng, rng.randint(1, top), "train")
             prompt = f"{TURN_START}user\n{ask(problem, rng)}{TURN_END}\n{TURN_START}assistant\n"
             response = phase.respond(problem, rng)
             prompt_ids = tokenizer.encode(prompt).ids
@@ -134,10 +138,10 @@ def batches(tokenizer: Tokenizer, phase: Phase, seed: int) -> Iterator[Batch]:
 
 
 def hardest_level(phase: Phase, step: int) -> int:
-    """The curriculum of `base`: levels 1 and 2 first, all eight after two fifths of the steps."""
+    """The curriculum of `base`: levels 1 and 2 first, all eight after 960 steps."""
     if phase.parent is not None:
         return LEVELS[-1]
-    return min(LEVELS[-1], 2 + int(6 * step / (0.4 * phase.steps)))
+    return min(LEVELS[-1], 2 + step // 160)
 
 
 def weighted_loss(logits: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

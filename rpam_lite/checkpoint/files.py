@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -90,33 +90,37 @@ def _flush(path: Path) -> None:
             os.fsync(stream.fileno())
 
 
-def keep_partial(path: Path, produce: Callable[[set[str]], Iterable[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Collect rows into a JSON-lines file that takes its final name when all are there.
+def keep_partial(
+    path: Path, keys: Sequence[str], produce: Callable[[list[str]], Iterable[dict[str, Any]]]
+) -> list[dict[str, Any]]:
+    """Collect one row a key into a JSON-lines file that takes its final name when all are there.
 
-    Rows are appended to a `.partial` file as they come. After an interruption, `produce` is told the
-    keys that are kept already; a last line that was cut off is dropped.
+    Rows are appended to a `.partial` file as they come. After an interruption only the missing keys
+    are asked for again; a last line that was cut off is dropped.
 
     Args:
         path: Final name.
-        produce: Given the keys of rows already kept, yields the remaining rows, each with a `key`.
+        keys: Keys of all rows; the finished file has them in this order.
+        produce: Given the missing keys, yields their rows, each with its `key`, in any order.
 
     Returns:
-        All rows, kept and new, in the order in which they were produced.
+        All rows in the order of `keys`.
     """
     if path.exists():
         return _whole_rows(path)
     partial = path.with_name(path.name + ".partial")
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = _whole_rows(partial) if partial.exists() else []
-    write_text(partial, "".join(_line(row) for row in rows))
+    rows = {row["key"]: row for row in _whole_rows(partial)} if partial.exists() else {}
+    write_text(partial, "".join(_line(row) for row in rows.values()))
     with partial.open("a", encoding="utf-8") as stream:
-        for row in produce({row["key"] for row in rows}):
-            rows.append(row)
+        for row in produce([key for key in keys if key not in rows]):
+            rows[row["key"]] = row
             stream.write(_line(row))
             stream.flush()
-    _flush(partial)
-    partial.replace(path)
-    return rows
+    ordered = [rows[key] for key in keys]
+    write_text(path, "".join(_line(row) for row in ordered))
+    partial.unlink()
+    return ordered
 
 
 def _line(row: dict[str, Any]) -> str:

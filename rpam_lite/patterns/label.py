@@ -44,19 +44,18 @@ def sample_parent(
     interrupted run draws what an uninterrupted one would have drawn.
     """
     by_key = {q.key: q for q in questions}
+    prompts = {q.key: engine.chat_prompt(q.question) for q in questions}
 
-    def generate(done: set[str]) -> Iterable[dict[str, Any]]:
+    keys = [f"{question.key}/{i}" for question in questions for i in range(samples)]
+
+    def generate(missing: list[str]) -> Iterable[dict[str, Any]]:
         requests = []
-        for question in questions:
-            prompt = engine.chat_prompt(question.question)
-            for i in range(samples):
-                key = f"{question.key}/{i}"
-                if key not in done:
-                    seed = zlib.crc32(f"{sampling.seed}/{key}".encode())
-                    drawn = Sampling(sampling.temperature, sampling.top_p, sampling.top_k, seed)
-                    requests.append(Request(key, prompt, max_tokens, drawn))
+        for key in missing:
+            seed = zlib.crc32(f"{sampling.seed}/{key}".encode())
+            drawn = Sampling(sampling.temperature, sampling.top_p, sampling.top_k, seed)
+            requests.append(Request(key, prompts[_question_of(key)], max_tokens, drawn))
         for completion in engine.generate(requests):
-            question = by_key[completion.key.split("/")[0]]
+            question = by_key[_question_of(completion.key)]
             verdict = grade(completion.text, question.answer)
             on_sample()
             yield {
@@ -71,7 +70,7 @@ def sample_parent(
                 "token_ids": list(completion.token_ids),
             }
 
-    return keep_partial(file, generate)
+    return keep_partial(file, keys, generate)
 
 
 def label_questions(
@@ -135,6 +134,9 @@ def labelled(rows: Iterable[dict[str, Any]]) -> list[LabelledQuestion]:
 
 
 def _of_question(samples: Sequence[dict[str, Any]], key: str) -> list[dict[str, Any]]:
-    """Samples of one question, in the order of their numbers, however they were produced."""
-    own = [s for s in samples if s["question"] == key]
-    return sorted(own, key=lambda s: int(s["key"].split("/")[1]))
+    """Samples of one question, in the order in which they were numbered."""
+    return [s for s in samples if s["question"] == key]
+
+
+def _question_of(sample_key: str) -> str:
+    return sample_key.split("/")[0]

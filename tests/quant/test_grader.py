@@ -48,8 +48,8 @@ def test_last_boxed_needs_balanced_braces() -> None:
     assert last_boxed("no box") is None
 
 
-@pytest.mark.parametrize("gold", ["", "  "])
-def test_an_empty_gold_answer_is_not_gradable(gold: str) -> None:
+@pytest.mark.parametrize("gold", ["", "  ", "2}{", r"\frac{1}{", "9" * 301])
+def test_a_gold_answer_that_no_box_can_match_is_not_gradable(gold: str) -> None:
     assert not is_gradable(gold)
 
 

@@ -27,7 +27,7 @@ def test_lines_become_questions(tmp_path: Path) -> None:
         ('{"question": "x?", "answer": 2}', "line 2: `answer` is 2"),
         ('{"question": "x?", "answer": " "}', "line 2: `answer` is ' '"),
         ('{"question": "x?", "answer": "2", "level": "hard"}', "line 2: `level` is 'hard'"),
-        ('{"question": "x?", "answer": "no idea"}', "line 2: the answer 'no idea' can't be graded"),
+        ('{"question": "x?", "answer": "2}{"}', "line 2: the answer '2}{' can't be graded"),
     ],
 )
 def test_a_broken_line_is_named(tmp_path: Path, line: str, says: str) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -145,20 +146,21 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
 def test_partial_rows_survive_an_interruption(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
 
-    def until(stop: int) -> Callable[[set[str]], object]:
-        def produce(done: set[str]) -> object:
-            for i in range(5):
+    keys = ["0", "1", "2", "3", "4"]
+
+    def until(stop: int) -> Callable[[list[str]], Iterator[dict[str, Any]]]:
+        def produce(missing: list[str]) -> Iterator[dict[str, Any]]:
+            for i, key in enumerate(reversed(missing)):
                 if i == stop:
                     raise KeyboardInterrupt
-                if str(i) not in done:
-                    yield {"key": str(i)}
+                yield {"key": key}
 
         return produce
 
     with pytest.raises(KeyboardInterrupt):
-        keep_partial(file, until(3))  # type: ignore[arg-type]
+        keep_partial(file, keys, until(3))
     assert not file.exists()
-    rows = keep_partial(file, until(9))  # type: ignore[arg-type]
-    assert [r["key"] for r in rows] == ["0", "1", "2", "3", "4"]
-    assert file.exists()
+    rows = keep_partial(file, keys, until(2))
+    assert [r["key"] for r in rows] == keys
+    assert keep_partial(file, keys, until(0)) == rows
     assert not list(tmp_path.glob("*.partial"))

@@ -1,0 +1,176 @@
+"""The whole trip on the embedded pair, small: as a user runs it, killed, resumed, changed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from quant.evaluate import read_records
+from tests.conftest import ROOT
+
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "rpam_lite.cli", *arguments]
+
+
+def rpam(cwd: Path, *arguments: str) -> str:
+    result = subprocess.run(command(*arguments), cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def write_recipe(folder: Path, **changes: dict[str, Any]) -> None:
+    """The shipped recipe with fewer questions, samples and epochs."""
+    recipe = yaml.safe_load((ROOT / "recipes/tiny.yaml").read_text(encoding="utf-8"))
+    for parent in recipe["parents"]:
+        recipe["parents"][parent] = str(ROOT / "recipes" / recipe["parents"][parent])
+    for section, every in (("label", 16), ("eval", 50)):
+        lines = (ROOT / "recipes" / recipe[section]["questions"]).read_text(encoding="utf-8").splitlines()
+        (folder / f"{section}.jsonl").write_text("\n".join(lines[::every]) + "\n", encoding="utf-8")
+        recipe[section]["questions"] = f"{section}.jsonl"
+    recipe["label"]["samples"] = 2
+    recipe["capture"]["questions_per_class"] = 8
+    recipe["fit"] |= {"epochs": 2, "batch_questions": 8}
+    recipe["eval"]["scalar_curve"] = [0.5]
+    recipe["threads"] = 1
+    for section, values in changes.items():
+        recipe[section] |= values
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+
+
+def contents(run: Path) -> dict[str, bytes]:
+    """Every file of a run but those that hold times."""
+    timed = ("manifest.json", "started.json")
+    return {str(f.relative_to(run)): f.read_bytes() for f in run.rglob("*") if f.is_file() and f.name not in timed}
+
+
+@pytest.fixture(scope="module")
+def trip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trip")
+    write_recipe(folder)
+    rpam(folder, "run", "tiny.yaml")
+    return folder
+
+
+def test_every_promised_file_is_there(trip: Path) -> None:
+    run = trip / "runs/tiny"
+    for name in (
+        "label/patterns.jsonl",
+        "fit/coefficients.json",
+        "fit/coefficients.png",
+        "merge/tiny/model.safetensors",
+        "export/tiny-f16.gguf",
+        "quantize/tiny-q8_0.gguf",
+        "quantize/tiny-q4_k_m.gguf",
+        "eval/evaluation.json",
+        "report/report.md",
+        "report/frontier.png",
+    ):
+        assert (run / name).stat().st_size > 0, name
+    assert not list(run.rglob("*.part*"))
+
+
+def test_the_patterns_keep_every_count(trip: Path) -> None:
+    rows = [json.loads(line) for line in (trip / "runs/tiny/label/patterns.jsonl").read_text().splitlines()]
+    assert len(rows) == 32
+    assert {row["label"] for row in rows} >= {"long", "short"}
+    for row in rows:
+        better = row["correct_long"] > row["correct_short"]
+        none = row["correct_long"] == row["correct_short"] == 0
+        assert row["label"] == (None if none else "long" if better else "short")
+
+
+def test_the_merge_loads_in_transformers_and_agrees_with_llama_cpp(trip: Path) -> None:
+    folder = trip / "runs/tiny/merge/tiny"
+    assert json.loads((folder / "config.json").read_text())["dtype"] == "float16"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    questions = [json.loads(line) for line in (trip / "eval.jsonl").read_text().splitlines()]
+    evaluation = json.loads((trip / "runs/tiny/eval/evaluation.json").read_text())
+    file = next(row["records"] for row in evaluation["rows"] if row["name"] == "Merge f16")
+    records = read_records(trip / "runs/tiny/eval" / file)
+    for question, record in list(zip(questions, records, strict=True))[:4]:
+        prompt = tokenizer.apply_chat_template(
+            [{"role": "user", "content": question["question"]}], add_generation_prompt=True, return_tensors="pt"
+        )
+        out = model.generate(**prompt, max_new_tokens=320, do_sample=False)
+        text = tokenizer.decode(out[0, prompt["input_ids"].shape[1] :]).removesuffix("<|im_end|>")
+        assert text == record.text
+
+
+def test_the_quantized_file_answers_in_plain_llama_cpp(trip: Path) -> None:
+    model = llama_cpp.Llama(str(trip / "runs/tiny/quantize/tiny-q4_k_m.gguf"), n_ctx=512, verbose=False, n_threads=1)
+    messages: Any = [{"role": "user", "content": "What is 3 + 4?"}]
+    answer: Any = model.create_chat_completion(messages, temperature=0, max_tokens=320)
+    assert "\\boxed{" in answer["choices"][0]["message"]["content"]
+    assert answer["choices"][0]["finish_reason"] == "stop"
+
+
+def test_the_report_tells_what_was_measured(trip: Path) -> None:
+    report = (trip / "runs/tiny/report/report.md").read_text(encoding="utf-8")
+    for row in json.loads((trip / "runs/tiny/eval/evaluation.json").read_text())["rows"]:
+        assert f"| {row['name']} | {100 * row['accuracy']:.1f} % | {row['tokens']:.1f} |" in report
+    assert "the scalar curve has" in report
+
+
+def test_a_second_run_reuses_everything(trip: Path) -> None:
+    before = contents(trip / "runs/tiny")
+    output = rpam(trip, "run", "tiny.yaml")
+    assert "check, label, capture, fit, merge, export, quantize, eval, report" in output
+    assert "] done" not in output
+    assert contents(trip / "runs/tiny") == before
+
+
+def test_same_inputs_same_bytes_in_another_folder_even_if_killed_on_the_way(trip: Path, tmp_path: Path) -> None:
+    write_recipe(tmp_path)
+    rng = random.Random(1)
+    for _ in range(6):
+        process = subprocess.Popen(
+            command("run", "tiny.yaml"), cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        try:
+            process.wait(timeout=rng.uniform(3, 12))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    rpam(tmp_path, "run", "tiny.yaml")
+    assert contents(tmp_path / "runs/tiny") == contents(trip / "runs/tiny")
+
+
+def test_an_interrupt_says_how_to_go_on(tmp_path: Path) -> None:
+    write_recipe(tmp_path)
+    process = subprocess.Popen(
+        command("run", "tiny.yaml"), cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    while not (tmp_path / "runs/tiny/label/started.json").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"interrupted; run the same command again to go on" in errors
+    assert b"Traceback" not in errors
+
+
+def test_a_changed_fit_measures_only_the_merge_again(trip: Path) -> None:
+    write_recipe(trip, fit={"epochs": 1})
+    output = rpam(trip, "run", "tiny.yaml")
+    assert "reused from runs/tiny: label, capture" in output
+    assert "3 of 6 models are measured already" in output
+    assert "measuring Merge f16" in output
+    assert "measuring Long" not in output
