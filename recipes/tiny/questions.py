@@ -25,7 +25,7 @@ from typing import Literal, get_args
 Split = Literal["train", "calibration", "evaluation"]
 
 LEVELS = range(1, 9)
-MAX_START, MAX_TOTAL, MAX_OPERAND = 20, 29, 9
+MAX_START, MAX_TOTAL, MAX_OPERAND = 9, 29, 9
 # Of ten hash buckets, which belong to which split.
 _BUCKETS: dict[int, Split] = {0: "evaluation", 1: "calibration"}
 
@@ -102,10 +102,10 @@ def split_of(problem: Problem) -> Split:
     return _BUCKETS.get(digest[0] % 10, "train")
 
 
-def draw_problem(rng: random.Random, level: int, split: Split) -> Problem:
+def draw_problem(rng: random.Random, level: int, split: Split, max_start: int = MAX_START) -> Problem:
     """A random problem of this level and split."""
     while True:
-        start = total = rng.randint(1, MAX_START)
+        start = total = rng.randint(1, max_start)
         operands = []
         for _ in range(level):
             k = rng.choice([k for k in range(-MAX_OPERAND, MAX_OPERAND + 1) if k and 0 <= total + k <= MAX_TOTAL])
@@ -140,26 +140,54 @@ def short_response(problem: Problem) -> str:
     return f"\\boxed{{{problem.answer}}}"
 
 
+def remaining(problem: Problem) -> list[str]:
+    """What is left of the expression before each step, and the answer last: `7+5-3`, `12-3`, `9`."""
+    return [
+        str(total) + "".join(f"{_sign(k)}{abs(k)}" for k in problem.operands[done:])
+        for done, total in enumerate(problem.totals)
+    ]
+
+
+def steps(problem: Problem) -> list[str]:
+    """One operation each: `7+5=12`, `12-3=9`."""
+    totals = problem.totals
+    return [
+        f"{before}{_sign(k)}{abs(k)}={after}"
+        for before, k, after in zip(totals, problem.operands, totals[1:], strict=False)
+    ]
+
+
 def long_response(problem: Problem) -> str:
-    """The Long-CoT way: one operation a line inside <think>, all of it checked again, then the answer."""
-    totals, operands = problem.totals, problem.operands
-    lines = "".join(
-        str(total) + "".join(f"{_sign(k)}{abs(k)}" for k in operands[done:]) + "\n" for done, total in enumerate(totals)
-    )
-    checks = "".join(
-        f"{before}{_sign(k)}{abs(k)}={after}\n" for before, k, after in zip(totals, operands, totals[1:], strict=False)
-    )
-    return f"<think>\n{lines}Let me check.\n{checks}Yes.\n</think>\n\n{short_response(problem)}"
+    """The Long-CoT way: one operation at a time inside <think>, all checked again, then the answer.
+
+    While more than one operation is left, the rest of the expression is written out before each step.
+    """
+    done = steps(problem)
+    lines = [line for pair in zip(remaining(problem), done[:-1], strict=False) for line in pair] + done[-1:]
+    return think(lines, done, problem)
 
 
-def draw_questions(split: Split, per_level: int, seed: int) -> Iterator[tuple[Problem, str]]:
+def rewriting_response(problem: Problem) -> str:
+    """A plainer long way, for early training: only what remains of the expression, line by line."""
+    return think(remaining(problem), steps(problem), problem)
+
+
+def think(lines: list[str], checks: list[str], problem: Problem) -> str:
+    """A think block of these lines, the check after them, and the answer."""
+    body = "\n".join([*lines, "Let me check.", *checks, "Yes."])
+    return f"<think>\n{body}\n</think>\n\n{short_response(problem)}"
+
+
+def draw_questions(
+    split: Split, per_level: int, seed: int, max_start: int = MAX_START
+) -> Iterator[tuple[Problem, str]]:
     """`per_level` distinct questions of every level, easy ones first, with their problems."""
     rng = random.Random(f"{split}-{seed}")
     seen: set[str] = set()
     for level in LEVELS:
         drawn = 0
         while drawn < per_level:
-            problem = draw_problem(rng, level, split)
+            problem = draw_problem(rng, level, split, max_start)
             question = ask(problem, rng)
             if question not in seen:
                 seen.add(question)

@@ -26,10 +26,12 @@ from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
 from recipes.tiny.questions import (
     LEVELS,
+    MAX_START,
     Problem,
     ask,
     draw_problem,
     long_response,
+    rewriting_response,
     short_response,
 )
 from recipes.tiny.tokenizer import (
@@ -59,23 +61,31 @@ class Phase:
     learning_rate: float
     warmup: int
     easy_from: int | None = None  # step from which half of the questions are of levels 1 and 2
+    max_start: int = MAX_START
+    decay: bool = True
 
 
-def mixed_response(problem: Problem, rng: random.Random) -> str:
-    """Long with probability 0.15 at level 1, rising to 0.85 at level 8."""
-    if rng.random() < 0.15 + 0.1 * (problem.level - 1):
-        return long_response(problem)
-    return short_response(problem)
+def mixed(respond_long: Callable[[Problem], str]) -> Respond:
+    """Long with probability 0.15 at level 1, rising to 0.85 at level 8; else short."""
+
+    def respond(problem: Problem, rng: random.Random) -> str:
+        long = rng.random() < 0.15 + 0.1 * (problem.level - 1)
+        return respond_long(problem) if long else short_response(problem)
+
+    return respond
 
 
+# `rewriting` comes first because copying a question into an expression is what takes longest to learn.
 PHASES = {
     phase.name: phase
     for phase in (
-        Phase("base", None, mixed_response, steps=3000, learning_rate=1.5e-3, warmup=200, easy_from=1300),
-        Phase("long", "base", lambda p, _: long_response(p), 250, learning_rate=4e-4, warmup=20),
-        Phase("short", "base", lambda p, _: short_response(p), 250, learning_rate=4e-4, warmup=20, easy_from=0),
+        Phase("rewriting", None, mixed(rewriting_response), 2100, 1.5e-3, 200, 1300, max_start=20, decay=False),
+        Phase("base", "rewriting", mixed(long_response), steps=1300, learning_rate=1.5e-3, warmup=50, easy_from=0),
+        Phase("long", "base", lambda p, _: long_response(p), steps=200, learning_rate=4e-4, warmup=20),
+        Phase("short", "base", lambda p, _: short_response(p), 800, learning_rate=8e-4, warmup=20, easy_from=0),
     )
 }
+KEPT = ("base", "long", "short")
 
 
 def model_config(tokenizer: Tokenizer) -> Qwen2Config:
@@ -108,7 +118,7 @@ def batches(tokenizer: Tokenizer, phase: Phase, seed: int) -> Iterator[Batch]:
         for _ in range(QUESTIONS_A_POOL):
             # Answers in one's head that can be learnt at all are those of levels 1 and 2.
             top = 2 if easy and rng.random() < 0.5 else hardest
-            problem = draw_problem(rng, rng.randint(1, top), "train")
+            problem = draw_problem(rng, rng.randint(1, top), "train", phase.max_start)
             prompt = f"{TURN_START}user\n{ask(problem, rng)}{TURN_END}\n{TURN_START}assistant\n"
             response = phase.respond(problem, rng)
             prompt_ids = tokenizer.encode(prompt).ids
@@ -138,7 +148,7 @@ def batches(tokenizer: Tokenizer, phase: Phase, seed: int) -> Iterator[Batch]:
 
 
 def hardest_level(phase: Phase, step: int) -> int:
-    """The curriculum of `base`: levels 1 and 2 first, all eight after 960 steps."""
+    """The curriculum of the first phase: levels 1 and 2 first, all eight after 960 steps."""
     if phase.parent is not None:
         return LEVELS[-1]
     return min(LEVELS[-1], 2 + step // 160)
@@ -157,6 +167,8 @@ def weighted_loss(logits: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
 def learning_rate_at(phase: Phase, step: int) -> float:
     """Linear warm-up, a plateau, and a linear descent to a tenth over the last fifth."""
     rise = (step + 1) / phase.warmup
+    if not phase.decay:
+        return phase.learning_rate * min(1.0, rise)
     fall = 0.1 + 0.9 * (phase.steps - step) / (0.2 * phase.steps)
     return phase.learning_rate * min(1.0, rise, fall)
 
@@ -229,14 +241,14 @@ def main() -> None:
     tokenizer = train_tokenizer()
     for phase in PHASES.values() if args.only is None else [PHASES[args.only]]:
         torch.manual_seed(args.seed)
-        if phase.parent is None:
-            model = Qwen2ForCausalLM(model_config(tokenizer))
-        else:
-            model = Qwen2ForCausalLM.from_pretrained(args.out / phase.parent, dtype=torch.float32)
+        model = Qwen2ForCausalLM(model_config(tokenizer))
+        if phase.parent is not None:
+            model.load_state_dict(torch.load(args.work / f"{phase.parent}.pt", weights_only=True)["model"])
         started = time.monotonic()
         train(phase, model, tokenizer, args.work, args.seed)
-        write_checkpoint(model, tokenizer, args.out / phase.name)
-        print(f"{phase.name}: {time.monotonic() - started:.0f} s, written to {args.out / phase.name}")
+        print(f"{phase.name}: {time.monotonic() - started:.0f} s")
+        if phase.name in KEPT:
+            write_checkpoint(model, tokenizer, args.out / phase.name)
 
 
 if __name__ == "__main__":

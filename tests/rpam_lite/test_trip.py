@@ -39,7 +39,7 @@ def write_recipe(folder: Path, **changes: dict[str, Any]) -> None:
     recipe = yaml.safe_load((ROOT / "recipes/tiny.yaml").read_text(encoding="utf-8"))
     for parent in recipe["parents"]:
         recipe["parents"][parent] = str(ROOT / "recipes" / recipe["parents"][parent])
-    for section, every in (("label", 16), ("eval", 50)):
+    for section, every in (("label", 8), ("eval", 50)):
         lines = (ROOT / "recipes" / recipe[section]["questions"]).read_text(encoding="utf-8").splitlines()
         (folder / f"{section}.jsonl").write_text("\n".join(lines[::every]) + "\n", encoding="utf-8")
         recipe[section]["questions"] = f"{section}.jsonl"
