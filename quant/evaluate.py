@@ -7,13 +7,13 @@ goes on with the questions that have no line yet.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from quant.engines import Completion, Engine, Request, Sampling
-from quant.tasks.grader import GRADER_VERSION, THINK_CLOSE, THINK_OPEN, Verdict, grade
+from quant.engines import Completion, Engine, Request
+from quant.tasks.grader import GRADER_VERSION, THINK_CLOSE, THINK_OPEN, grade
 from quant.tasks.questions import Question
 from rpam_lite.checkpoint.files import keep_partial
 
@@ -41,15 +41,17 @@ def evaluate(
     questions: Sequence[Question],
     records_file: Path,
     max_tokens: int,
+    prompts: Mapping[str, tuple[int, ...]] | None = None,
     on_record: Callable[[], None] = lambda: None,
 ) -> list[Record]:
     """Answer every question greedily, once, and grade it.
 
     Args:
         engine: Runs the model.
-        questions: What to ask, in the model's own chat template.
+        questions: What to ask.
         records_file: JSON lines, one a completion; absent until all are there.
         max_tokens: Generated tokens after which an answer counts as truncated.
+        prompts: Token ids by question key, where they shall not come from the engine's own template.
         on_record: Called after each new completion.
 
     Returns:
@@ -58,7 +60,10 @@ def evaluate(
     by_key = {q.key: q for q in questions}
 
     def generate(missing: list[str]) -> Iterable[dict[str, Any]]:
-        requests = [Request(key, engine.chat_prompt(by_key[key].question), max_tokens, Sampling()) for key in missing]
+        requests = [
+            Request(key, prompts[key] if prompts else engine.chat_prompt(by_key[key].question), max_tokens)
+            for key in missing
+        ]
         for completion in engine.generate(requests):
             record = to_record(completion, by_key[completion.key])
             on_record()
@@ -68,11 +73,8 @@ def evaluate(
 
 
 def to_record(completion: Completion, question: Question) -> Record:
-    """Grade one completion; a truncated one is wrong, whatever it had said by then."""
-    if completion.finish_reason == "length":
-        verdict = Verdict(False, "truncated")
-    else:
-        verdict = grade(completion.text, question.answer)
+    """Grade one completion."""
+    verdict = grade(completion.text, question.answer, truncated=completion.finish_reason == "length")
     return Record(
         key=question.key,
         level=question.level,
@@ -86,16 +88,18 @@ def to_record(completion: Completion, question: Question) -> Record:
 
 
 def count_think_tokens(pieces: Sequence[bytes]) -> int:
-    """Tokens inside the think block: 0 without one, all that follow where it never closes."""
+    """Tokens inside the think block: 0 without one, all that follow where it never closes.
+
+    A block that closes without having been opened was opened by the prompt (R1, Qwen3-Thinking).
+    """
     text = b""
     opened_at = None
     for i, piece in enumerate(pieces):
         text += piece
-        if opened_at is None:
-            if THINK_OPEN.encode() in text:
-                opened_at = i
-        elif THINK_CLOSE.encode() in text:
-            return i - opened_at - 1
+        if THINK_CLOSE.encode() in text:
+            return i if opened_at is None else i - opened_at - 1
+        if opened_at is None and THINK_OPEN.encode() in text:
+            opened_at = i
     return 0 if opened_at is None else len(pieces) - opened_at - 1
 
 
@@ -133,4 +137,4 @@ def summarize_by_level(records: Sequence[Record], long_think_tokens: int) -> dic
 
 def read_records(path: Path) -> list[Record]:
     """Records of a finished evaluation."""
-    return [Record(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [Record(**json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line]

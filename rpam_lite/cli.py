@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -31,6 +30,10 @@ app = typer.Typer(
 )
 RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="recipe file, or the name of one: tiny")]
 RunsOption = Annotated[Path, typer.Option("--runs", help="folder that holds the run folders")]
+
+
+class Interrupted(Exception):  # noqa: N818 - not an error
+    """Ctrl-C during a run."""
 
 
 class Bars:
@@ -60,7 +63,11 @@ def _with_run(recipe_path: Path, runs: Path, action: Callable[[Run], None]) -> N
         def say(text: str) -> None:
             progress.console.print(text, markup=False, highlight=False)
 
-        action(Run(recipe, runs / recipe.name, Bars(progress), say))
+        try:
+            action(Run(recipe, runs / recipe.name, Bars(progress), say))
+        except KeyboardInterrupt:
+            # Further out it would end without a word.
+            raise Interrupted from None
 
 
 @app.command("run")
@@ -100,19 +107,20 @@ def options(
 def main() -> None:
     """Entry point: every error is one sentence on stderr and an exit code."""
     try:
-        sys.exit(app(standalone_mode=False))
-    except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted; run the same command again to go on", 130)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
+        app()
+    except Interrupted:
+        _fail("interrupted; run the same command again to go on.", 130)
     except RpamError as error:
         _fail(str(error), 1)
     except ModuleNotFoundError as error:
         named = missing_package(error)
         _fail(str(named) if named else _unexpected(error), 1)
     except OSError as error:
-        _fail(f"{error.filename or 'the system'}: {error.strerror or error}; nothing finished is lost.", 1)
+        _fail(
+            f"{error.filename or 'the system'}: {error.strerror or error}. Check path, permissions and free space, "
+            "or choose another folder with --runs; then run the same command again, nothing finished is lost.",
+            1,
+        )
     except Exception as error:
         _fail(_unexpected(error), 1)
 

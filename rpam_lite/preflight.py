@@ -13,7 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from export.gguf.architectures import architecture_of, rope_theta
+from export.gguf.architectures import check_names, rope_theta
+from export.gguf.tokenizer import check_tokenizer
+from export.gguf.write import EMBEDDING
+from quant.gguf import quantization_types
 from quant.tasks.questions import load_questions
 from rpam_lite.checkpoint.source import CheckpointSource
 from rpam_lite.checkpoint.vocabulary import chat_template, differing_tokens, tokens_by_id
@@ -57,20 +60,17 @@ def check(recipe: Recipe, run_folder: Path) -> list[Finding]:
         opened = _attempt(findings, "checkpoint", partial(CheckpointSource, folder))
         if opened is not None:
             sources[name] = opened
+    for source in sources.values():
+        findings += _check_exportable(source)
     if "long" in sources:
-        _attempt(findings, "architecture", lambda: architecture_of(sources["long"].config))
         for name in sources.keys() - {"long"}:
             findings += _compare(sources["long"], sources[name])
-    donor = folders[recipe.merge.donor]
-    if donor.is_dir() and not (
-        _attempt(findings, "tokenizer", lambda: chat_template(donor)) or _last_is_error(findings)
-    ):
-        findings.append(
-            Finding("ERROR", "template", f"{donor}: has no chat template, so the merge could not be asked anything.")
-        )
+    if recipe.merge.donor in sources:
+        findings += _check_template(folders[recipe.merge.donor])
     findings += _check_questions(recipe)
+    findings += _check_quantization(recipe.quantize.types)
     findings += _check_disk(list(sources.values()), run_folder)
-    return findings
+    return list(dict.fromkeys(findings))
 
 
 def _attempt(findings: list[Finding], code: str, action: Callable[[], Any]) -> Any:
@@ -79,11 +79,37 @@ def _attempt(findings: list[Finding], code: str, action: Callable[[], Any]) -> A
         return action()
     except RpamError as error:
         findings.append(Finding("ERROR", code, str(error)))
-        return None
+    except OSError as error:
+        findings.append(Finding("ERROR", code, f"{error.filename}: {error.strerror}; check path and permissions."))
+    return None
 
 
-def _last_is_error(findings: list[Finding]) -> bool:
-    return bool(findings) and findings[-1].level == "ERROR"
+def _check_exportable(source: CheckpointSource) -> list[Finding]:
+    """What would stop the GGUF export, which comes late, or the sampling of the parents."""
+    findings: list[Finding] = []
+    _attempt(findings, "architecture", partial(check_names, source, source.config, source.folder))
+    if EMBEDDING in source.names():
+        _attempt(findings, "tokenizer", partial(check_tokenizer, source.folder, source.shape(EMBEDDING)[0]))
+    return findings
+
+
+def _check_template(donor: Path) -> list[Finding]:
+    findings: list[Finding] = []
+    template = _attempt(findings, "tokenizer", partial(chat_template, donor))
+    if template is None and not findings:
+        message = f"{donor}: has no chat template, so the merge could not be asked anything; add one, or name the "
+        findings.append(Finding("ERROR", "template", message + "other parent as `merge.donor`."))
+    return findings
+
+
+def _check_quantization(types: tuple[str, ...]) -> list[Finding]:
+    known = quantization_types()
+    message = "`quantize.types`: llama.cpp has no type {!r}; it has {}."
+    return [
+        Finding("ERROR", "quantize", message.format(name, ", ".join(sorted(known))))
+        for name in types
+        if name not in known
+    ]
 
 
 def _compare(one: CheckpointSource, other: CheckpointSource) -> Iterator[Finding]:
@@ -100,7 +126,7 @@ def _compare(one: CheckpointSource, other: CheckpointSource) -> Iterator[Finding
         if a != b:
             yield Finding("WARNING", "config", f"{where}: `{field}` is {a!r} and {b!r}; the donor's is kept.")
     findings: list[Finding] = []
-    thetas = [_attempt(findings, "rope", partial(rope_theta, s.config)) for s in (one, other)]
+    thetas = [_attempt(findings, "rope", partial(rope_theta, s.config, s.folder)) for s in (one, other)]
     yield from findings
     if not findings and thetas[0] != thetas[1]:
         yield Finding("ERROR", "rope", f"{where}: rope_theta is {thetas[0]} and {thetas[1]}; they can't be merged.")

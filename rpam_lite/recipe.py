@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rpam_lite.errors import RpamError
 
@@ -49,7 +49,9 @@ class Capture(_Section):
     """Which questions and positions the hidden states are kept for."""
 
     questions_per_class: Positive = 64
-    positions: tuple[Literal["prompt", "last_prompt_token", "response"], ...] = ("prompt", "response")
+    positions: tuple[Literal["prompt", "last_prompt_token", "response"], ...] = Field(
+        ("prompt", "response"), min_length=1
+    )
     response_tokens: Positive | None = Field(None, description="keep the first R response tokens; all without it")
     skip_first_token: bool = Field(True, description="leave the attention sink at position 0 out")
     top_k: Positive = Field(64, description="next-token log-probabilities kept a position, tail apart")
@@ -59,7 +61,7 @@ class Fit(_Section):
     """Objective and optimizer of lambda; the three terms are logged apart."""
 
     granularity: Literal["layer", "matrix"] = "layer"
-    start: Share = 0.5
+    start: float = 0.5
     alignment_weight: NonNegative = 0.1
     contrastive_weight: NonNegative = 0.05
     kl_weight: NonNegative = 1.0
@@ -70,6 +72,12 @@ class Fit(_Section):
     learning_rate: float = Field(0.05, gt=0)
     lower: float = Field(0.0, description="lambda is kept at or above this")
     upper: float = Field(1.0, description="lambda is kept at or below this")
+
+    @model_validator(mode="after")
+    def _start_is_inside(self) -> Fit:
+        if not self.lower <= self.start <= self.upper:
+            raise ValueError(f"`start` {self.start} must lie between `lower` {self.lower} and `upper` {self.upper}")
+        return self
 
 
 class Merge(_Section):
@@ -128,6 +136,8 @@ def load_recipe(path: Path) -> Recipe:
     file = _find(path)
     try:
         raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise RpamError(f"{file}: is not UTF-8 text (byte {error.start}); save it as UTF-8.") from None
     except yaml.YAMLError as error:
         raise RpamError(f"{file}: is not valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(raw, dict):

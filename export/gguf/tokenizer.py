@@ -9,7 +9,7 @@ from typing import Any
 
 import gguf
 
-from rpam_lite.checkpoint.files import read_json
+from rpam_lite.checkpoint.vocabulary import chat_template, read_tokenizer
 from rpam_lite.errors import RpamError
 
 # sha256 of a pre-tokenizer's split expression -> llama.cpp's name for it (tokenizer.ggml.pre).
@@ -33,18 +33,24 @@ def add_tokenizer(writer: gguf.GGUFWriter, folder: Path, rows: int) -> None:
         RpamError: The tokenizer is no byte-level BPE, its split expression is unknown, or it has
             an id beyond the embedding.
     """
-    tokenizer = read_json(folder / "tokenizer.json", "the tokenizer")
-    if tokenizer.get("model", {}).get("type") != "BPE":
-        raise RpamError(f"{folder / 'tokenizer.json'}: model type is not BPE; only byte-level BPE can be exported.")
-    tokens, types = tokens_and_types(tokenizer, rows, folder)
+    tokens, types, pre = check_tokenizer(folder, rows)
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre_tokenizer_name(tokenizer, folder))
+    writer.add_tokenizer_pre(pre)
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     special = gguf.SpecialVocab(folder, load_merges=True)
+    special.chat_template = chat_template(folder)
     special.add_to_gguf(writer, quiet=True)
     if "bos" not in special.add_special_token:
         writer.add_add_bos_token(False)
+
+
+def check_tokenizer(folder: Path, rows: int) -> tuple[list[str], list[int], str]:
+    """Tokens, their types, and the split expression's name, or the error that the export would raise."""
+    tokenizer = read_tokenizer(folder)
+    if tokenizer["model"].get("type") != "BPE":
+        raise RpamError(f"{folder / 'tokenizer.json'}: model type is not BPE; only byte-level BPE can be exported.")
+    return *tokens_and_types(tokenizer, rows, folder), pre_tokenizer_name(tokenizer, folder)
 
 
 def tokens_and_types(tokenizer: dict[str, Any], rows: int, folder: Path) -> tuple[list[str], list[int]]:

@@ -10,7 +10,7 @@ import gguf
 import numpy as np
 import torch
 
-from export.gguf.architectures import Architecture, architecture_of
+from export.gguf.architectures import architecture_of, gguf_names
 from export.gguf.tokenizer import add_tokenizer
 from rpam_lite.checkpoint.files import whole_file
 from rpam_lite.checkpoint.source import TensorSource
@@ -49,15 +49,15 @@ def write_gguf(
     Raises:
         RpamError: Unknown architecture, tokenizer or tensor name, or a value that is not finite.
     """
-    architecture = architecture_of(config)
+    architecture = architecture_of(config, tokenizer_folder)
     names = [n for n in source.names() if not (n == HEAD and config.get("tie_word_embeddings"))]
-    gguf_names = _gguf_names(names, architecture, config)
+    name_of = gguf_names(names, config, tokenizer_folder)
     types = {n: _tensor_type(n, source.shape(n), file_type) for n in names}
     with whole_file(path) as part:
         writer = gguf.GGUFWriter(part, gguf.MODEL_ARCH_NAMES[architecture.arch])
         writer.add_type(gguf.GGUFType.MODEL)
         writer.add_name(name)
-        architecture.add_metadata(writer, config)
+        architecture.add_metadata(writer, config, tokenizer_folder)
         writer.add_file_type(_FILE_TYPES[file_type][0])
         add_tokenizer(writer, tokenizer_folder, rows=source.shape(EMBEDDING)[0])
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
@@ -65,7 +65,7 @@ def write_gguf(
             shape, kind = source.shape(n), types[n]
             size = gguf.quant_shape_to_byte_shape(shape, kind)
             as_stored = np.dtype(np.float32 if kind == gguf.GGMLQuantizationType.F32 else np.float16)
-            writer.add_tensor_info(gguf_names[n], shape, as_stored, int(np.prod(size)), raw_dtype=kind)
+            writer.add_tensor_info(name_of[n], shape, as_stored, int(np.prod(size)), raw_dtype=kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
@@ -87,17 +87,6 @@ def encode(tensor: torch.Tensor, kind: gguf.GGMLQuantizationType, name: str) -> 
     if not finite:
         raise RpamError(f"{name}: holds inf or NaN as {kind.name}; export as BF16, or check the parents.")
     return encoded
-
-
-def _gguf_names(names: list[str], architecture: Architecture, config: dict[str, Any]) -> dict[str, str]:
-    table = gguf.get_tensor_name_map(architecture.arch, config["num_hidden_layers"])
-    result = {}
-    for name in names:
-        gguf_name = table.get_name(name, try_suffixes=(".weight", ".bias"))
-        if gguf_name is None:
-            raise RpamError(f"{name}: this tensor has no place in a {config['model_type']} GGUF file.")
-        result[name] = gguf_name
-    return result
 
 
 def _tensor_type(name: str, shape: tuple[int, ...], file_type: GgufType) -> gguf.GGMLQuantizationType:

@@ -11,6 +11,7 @@ import ctypes
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -92,20 +93,23 @@ class LlamaCppEngine:
         Raises:
             RpamError: The file carries no chat template, or the template fails.
         """
+        try:
+            rendered = self._chat_formatter(messages=[{"role": "user", "content": question}])
+        except (TemplateError, ValueError) as error:
+            raise RpamError(f"{self.path}: its chat template fails ({error}).") from None
+        return self.tokenize(rendered.prompt)
+
+    @cached_property
+    def _chat_formatter(self) -> Jinja2ChatFormatter:
         template = self.metadata("tokenizer.chat_template")
         if template is None:
             raise RpamError(
                 f"{self.path}: carries no chat template (tokenizer.chat_template), so questions can't be asked; "
                 "export it from a checkpoint whose tokenizer_config.json has one."
             )
-        formatter = Jinja2ChatFormatter(
+        return Jinja2ChatFormatter(
             template=template, eos_token=self._named_token("eos"), bos_token=self._named_token("bos")
         )
-        try:
-            rendered = formatter(messages=[{"role": "user", "content": question}])
-        except TemplateError as error:
-            raise RpamError(f"{self.path}: its chat template fails ({error}).") from None
-        return self.tokenize(rendered.prompt)
 
     def tokenize(self, text: str) -> tuple[int, ...]:
         """Token ids of `text`, markers such as <think> parsed, nothing added."""

@@ -28,13 +28,16 @@ class Verdict:
     reason: str
 
 
-def grade(text: str, gold: str) -> Verdict:
+def grade(text: str, gold: str, truncated: bool = False) -> Verdict:
     """Grade a whole generated text against the gold answer.
 
     Args:
         text: What the model generated, think block included.
         gold: The reference answer, a number or a LaTeX expression.
+        truncated: Whether the text was cut off; such an answer is wrong, whatever it had said by then.
     """
+    if truncated:
+        return Verdict(False, "truncated")
     _, closed, answer = text.rpartition(THINK_CLOSE)
     if not closed and THINK_OPEN in text:
         return Verdict(False, "think block not closed")

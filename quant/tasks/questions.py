@@ -27,7 +27,7 @@ def load_questions(path: Path) -> list[Question]:
         RpamError: Missing file, wrong encoding, or a line that is no question; the message names it.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except FileNotFoundError:
         raise RpamError(f"{path}: no such question file; check the `questions` keys of the recipe.") from None
     except UnicodeDecodeError as error:

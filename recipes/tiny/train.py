@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import random
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -63,6 +64,7 @@ class Phase:
     easy_from: int | None = None  # step from which half of the questions are of levels 1 and 2
     max_start: int = MAX_START
     decay: bool = True
+    stream: str | None = None  # names the stream of questions; the phase's own name without it
 
 
 def mixed(respond_long: Callable[[Problem], str]) -> Respond:
@@ -79,8 +81,19 @@ def mixed(respond_long: Callable[[Problem], str]) -> Respond:
 PHASES = {
     phase.name: phase
     for phase in (
-        Phase("rewriting", None, mixed(rewriting_response), 2100, 1.5e-3, 200, 1300, max_start=20, decay=False),
-        Phase("base", "rewriting", mixed(long_response), steps=1300, learning_rate=1.5e-3, warmup=50, easy_from=0),
+        Phase(
+            "rewriting",
+            None,
+            mixed(rewriting_response),
+            2100,
+            1.5e-3,
+            200,
+            1300,
+            max_start=20,
+            decay=False,
+            stream="base",
+        ),
+        Phase("base", "rewriting", mixed(long_response), steps=900, learning_rate=1.5e-3, warmup=50, easy_from=0),
         Phase("long", "base", lambda p, _: long_response(p), steps=200, learning_rate=4e-4, warmup=20),
         Phase("short", "base", lambda p, _: short_response(p), 800, learning_rate=8e-4, warmup=20, easy_from=0),
     )
@@ -111,7 +124,7 @@ def batches(tokenizer: Tokenizer, phase: Phase, seed: int) -> Iterator[Batch]:
     pad = tokenizer.token_to_id(END_OF_TEXT)
     pool = drawn = 0
     while True:
-        rng = random.Random(f"{phase.name}-{seed}-{pool}")
+        rng = random.Random(f"{phase.stream or phase.name}-{seed}-{pool}")
         hardest = hardest_level(phase, drawn)
         easy = phase.easy_from is not None and drawn >= phase.easy_from
         rows = []
@@ -185,6 +198,8 @@ def train(phase: Phase, model: Qwen2ForCausalLM, tokenizer: Tokenizer, work: Pat
     step = 0
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
+        if state["trained_as"] != trained_as(phase, seed):
+            sys.exit(f"{state_file}: was trained as {state['trained_as']}; remove it, or choose another --work.")
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         step = state["step"]
@@ -203,15 +218,21 @@ def train(phase: Phase, model: Qwen2ForCausalLM, tokenizer: Tokenizer, work: Pat
             step += 1
             progress.update(bar, completed=step, description=f"{phase.name} loss {loss.item():.4f}")
             if step % SAVE_EVERY == 0 or step == phase.steps:
-                save_state(state_file, model, optimizer, step)
+                state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+                save_state(state_file, state | {"trained_as": trained_as(phase, seed)})
                 progress.print(f"{time.strftime('%H:%M:%S')} {phase.name} step {step} loss {loss.item():.4f}")
     model.eval()
 
 
-def save_state(file: Path, model: Qwen2ForCausalLM, optimizer: torch.optim.Optimizer, step: int) -> None:
+def trained_as(phase: Phase, seed: int) -> str:
+    """What a saved state depends on, so that a changed phase does not go on from it unnoticed."""
+    return str([seed, *(v for k, v in vars(phase).items() if k != "respond")])
+
+
+def save_state(file: Path, state: dict[str, object]) -> None:
     """Write the state under a temporary name first, so that a kill never leaves half of it."""
     part = file.with_suffix(".part")
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, part)
+    torch.save(state, part)
     part.replace(file)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -19,6 +18,8 @@ def whole_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; it takes the final name when the block ends well."""
     part = path.with_name(path.name + ".part")
     path.parent.mkdir(parents=True, exist_ok=True)
+    # A killed run's child may still write into an old one: a new file is another inode.
+    part.unlink(missing_ok=True)
     try:
         yield part
         _flush(part)
@@ -56,31 +57,21 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path, what: str) -> Any:
-    """Read JSON; `what` names the file's role in the error.
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """Read a JSON object; `what` names the file's role in the error.
 
     Raises:
-        RpamError: The file is missing or is not JSON.
+        RpamError: The file is missing, is not JSON, or is JSON but no object.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RpamError(f"{path}: {what} is missing.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise RpamError(f"{path}: {what} is not valid JSON ({error}); restore the file.") from None
-
-
-def sha256_of(path: Path) -> str:
-    """Hex digest of a file, or of the names and contents of a folder's files."""
-    digest = hashlib.sha256()
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    for file in files:
-        if path.is_dir():
-            digest.update(file.relative_to(path).as_posix().encode() + b"\0")
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
+    if not isinstance(value, dict):
+        raise RpamError(f"{path}: {what} is a JSON {type(value).__name__}, not an object; restore the file.")
+    return value
 
 
 def _flush(path: Path) -> None:
@@ -107,7 +98,9 @@ def keep_partial(
         All rows in the order of `keys`.
     """
     if path.exists():
-        return _whole_rows(path)
+        finished = _whole_rows(path)
+        if [row["key"] for row in finished] == list(keys):
+            return finished
     partial = path.with_name(path.name + ".partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = {row["key"]: row for row in _whole_rows(partial)} if partial.exists() else {}

@@ -74,7 +74,7 @@ class CheckpointSource:
         index = self.folder / "model.safetensors.index.json"
         if index.exists():
             shards = read_json(index, "the shard index").get("weight_map")
-            if not isinstance(shards, dict) or not shards:
+            if not isinstance(shards, dict) or not shards or not all(isinstance(s, str) for s in shards.values()):
                 raise RpamError(f"{index}: has no `weight_map`; download the checkpoint again.")
             return [self.folder / shard for shard in sorted(set(shards.values()))]
         single = self.folder / "model.safetensors"

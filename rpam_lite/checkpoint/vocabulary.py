@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from rpam_lite.checkpoint.files import read_json
+from rpam_lite.errors import RpamError
+
+
+def read_tokenizer(folder: Path) -> dict[str, Any]:
+    """tokenizer.json.
+
+    Raises:
+        RpamError: Missing, no JSON, or without a vocabulary.
+    """
+    tokenizer = read_json(folder / "tokenizer.json", "the tokenizer")
+    model = tokenizer.get("model")
+    if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict) or not model["vocab"]:
+        raise RpamError(f"{folder / 'tokenizer.json'}: has no `model.vocab`; restore the original file.")
+    return tokenizer
 
 
 def tokens_by_id(folder: Path) -> dict[int, str]:
     """Every token string of a checkpoint's tokenizer.json, by id."""
-    tokenizer = read_json(folder / "tokenizer.json", "the tokenizer")
+    tokenizer = read_tokenizer(folder)
     by_id = {id_: text for text, id_ in tokenizer["model"]["vocab"].items()}
     by_id.update({added["id"]: added["content"] for added in tokenizer.get("added_tokens", [])})
     return by_id

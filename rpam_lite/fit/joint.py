@@ -43,7 +43,7 @@ class Batch:
         target_rows: Question of each target position, int64 [targets].
         target_columns: Its position, int64 [targets].
         targets: The selected parent's distribution there.
-        weights: Weight of each question, float32 [questions].
+        shares: Weight of each question, divided by that of a full batch, float32 [questions].
     """
 
     ids: torch.Tensor
@@ -54,7 +54,7 @@ class Batch:
     target_rows: torch.Tensor
     target_columns: torch.Tensor
     targets: Targets
-    weights: torch.Tensor
+    shares: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,14 @@ def load_calibration(folder: Path, layers: int) -> Calibration:
     return Calibration(questions, states, load_targets(folder, questions), gaps)
 
 
-def make_batch(data: Calibration, chosen: list[int], long_weight: float) -> Batch:
-    """Pad the chosen questions into one batch."""
+def question_weights(questions: CalibrationSet, long_weight: float) -> torch.Tensor:
+    """Weight of every question, float32 [questions], with mean 1: long ones weigh `long_weight` short ones."""
+    weights = torch.where(questions.is_long, long_weight, 1.0)
+    return weights / weights.mean()
+
+
+def make_batch(data: Calibration, chosen: list[int], shares: torch.Tensor) -> Batch:
+    """Pad the chosen questions into one batch; `shares` are theirs, float32 [questions]."""
     questions = data.questions
 
     def padded(parent_of: Callable[[int], str], layer: int) -> torch.Tensor:
@@ -103,7 +109,7 @@ def make_batch(data: Calibration, chosen: list[int], long_weight: float) -> Batc
         target_rows=torch.cat([torch.full_like(c, row) for row, c in enumerate(columns)]),
         target_columns=torch.cat(columns),
         targets=Targets(*(torch.cat([getattr(t, f) for t in targets]) for f in ("ids", "logprobs", "tail"))),
-        weights=torch.tensor([long_weight if questions.is_long[q] else 1.0 for q in chosen]),
+        shares=shares,
     )
 
 
@@ -147,20 +153,23 @@ class MergedModel:
 
 
 def terms(merged: MergedModel, values: torch.Tensor, batch: Batch, data: Calibration, settings: Fit) -> torch.Tensor:
-    """Weighted means over the batch's questions of the three terms, float32 [3], in order of TERMS."""
+    """Weighted sums over the batch's questions of the three terms, float32 [3], in order of TERMS.
+
+    The weights are the batch's shares: a full batch of average questions gives means, and what a
+    question adds does not depend on its batch.
+    """
     outputs, final, head = merged.run(values, batch.ids)
     kept = batch.positions.unsqueeze(-1)
-    share = batch.weights / batch.weights.sum()
     pull, push = torch.zeros(()), torch.zeros(())
     for layer, states in enumerate(outputs):
         z = states.gather(1, kept.expand(-1, -1, states.shape[-1]))
         selected, other = batch.selected[layer], batch.other[layer]
-        pull = pull + (share * objective.alignment(z, selected, batch.mask, data.mean_gaps[layer])).sum()
-        push = push + (share * objective.contrastive(z, selected, other, batch.mask, settings.temperature)).sum()
+        pull = pull + (batch.shares * objective.alignment(z, selected, batch.mask, data.mean_gaps[layer])).sum()
+        push = push + (batch.shares * objective.contrastive(z, selected, other, batch.mask, settings.temperature)).sum()
     logits = final[batch.target_rows, batch.target_columns] @ head.T
     divergence = objective.kl_to_targets(logits, batch.targets.ids, batch.targets.logprobs, batch.targets.tail)
-    by_question = objective.mean_by_question(divergence, batch.target_rows, len(batch.weights))
-    return torch.stack([pull / len(outputs), push / len(outputs), (share * by_question).sum()])
+    by_question = objective.mean_by_question(divergence, batch.target_rows, len(batch.shares))
+    return torch.stack([pull / len(outputs), push / len(outputs), (batch.shares * by_question).sum()])
 
 
 def fit(
@@ -192,6 +201,7 @@ def fit(
     merged = MergedModel(long, short, settings.granularity)
     data = load_calibration(capture_folder, merged.model.config.num_hidden_layers)
     term_weights = torch.tensor([settings.alignment_weight, settings.contrastive_weight, settings.kl_weight])
+    weights = question_weights(data.questions, settings.long_weight)
     values = torch.full((len(merged.groups),), settings.start, requires_grad=True)
     adam = torch.optim.Adam([values], lr=settings.learning_rate)
     curve: list[dict[str, float]] = []
@@ -203,9 +213,9 @@ def fit(
     for epoch in range(len(curve), settings.epochs):
         for group in adam.param_groups:
             group["lr"] = settings.learning_rate * (1 - 0.9 * epoch / settings.epochs)
-        sums, weight = torch.zeros(len(TERMS)), 0.0
+        means = torch.zeros(len(TERMS))
         for chosen in batches_of(data.questions, settings.batch_questions, f"{seed}-{epoch}"):
-            batch = make_batch(data, chosen, settings.long_weight)
+            batch = make_batch(data, chosen, weights[chosen] / settings.batch_questions)
             adam.zero_grad()
             parts = terms(merged, values, batch, data, settings)
             loss = (term_weights * parts).sum()
@@ -214,10 +224,8 @@ def fit(
             torch.autograd.backward(loss)
             adam.step()
             values.data.clamp_(settings.lower, settings.upper)
-            sums += parts.detach() * batch.weights.sum()
-            weight += float(batch.weights.sum())
+            means += parts.detach() * settings.batch_questions / len(data.questions)
             on_step(f"loss {loss.item():.4f}")
-        means = sums / weight
         curve.append(dict(zip(TERMS, means.tolist(), strict=True)) | {"loss": float(term_weights @ means)})
         with whole_file(state_file) as part:
             torch.save({"values": values.detach(), "adam": adam.state_dict(), "curve": curve}, part)
@@ -226,18 +234,10 @@ def fit(
 
 
 def batches_of(questions: CalibrationSet, size: int, seed: str) -> list[list[int]]:
-    """Questions in batches of similar length, the batches in seeded order."""
-    rng = random.Random(seed)
+    """Every question once, in seeded batches; both labels mix, at the price of some padding."""
     order = list(range(len(questions)))
-    rng.shuffle(order)
-    # Pools of four batches, sorted by length, keep padding low and the mix of questions changing.
-    pools = [order[i : i + 4 * size] for i in range(0, len(order), 4 * size)]
-    batches = []
-    for pool in pools:
-        pool.sort(key=lambda q: len(questions.token_ids[q]))
-        batches += [pool[i : i + size] for i in range(0, len(pool), size)]
-    rng.shuffle(batches)
-    return batches
+    random.Random(seed).shuffle(order)
+    return [order[i : i + size] for i in range(0, len(order), size)]
 
 
 def _natural(group: str) -> tuple[object, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ class LabelledQuestion:
 def sample_parent(
     engine: Engine,
     questions: Sequence[Question],
+    prompts: Mapping[str, tuple[int, ...]],
     samples: int,
     sampling: Sampling,
     max_tokens: int,
@@ -40,11 +41,12 @@ def sample_parent(
 ) -> list[dict[str, Any]]:
     """Sample `samples` answers a question and grade them, into a JSON-lines file.
 
+    `prompts` holds token ids by question key: both parents are asked in the same words.
+
     Each sample has its own seed, a hash of `sampling.seed` and of the sample's key, so that an
     interrupted run draws what an uninterrupted one would have drawn.
     """
     by_key = {q.key: q for q in questions}
-    prompts = {q.key: engine.chat_prompt(q.question) for q in questions}
 
     keys = [f"{question.key}/{i}" for question in questions for i in range(samples)]
 
@@ -56,7 +58,7 @@ def sample_parent(
             requests.append(Request(key, prompts[_question_of(key)], max_tokens, drawn))
         for completion in engine.generate(requests):
             question = by_key[_question_of(completion.key)]
-            verdict = grade(completion.text, question.answer)
+            verdict = grade(completion.text, question.answer, truncated=completion.finish_reason == "length")
             on_sample()
             yield {
                 "version": PATTERN_VERSION,
@@ -75,14 +77,14 @@ def sample_parent(
 
 def label_questions(
     questions: Sequence[Question],
-    prompts: Sequence[tuple[int, ...]],
+    prompts: Mapping[str, tuple[int, ...]],
     long_samples: Sequence[dict[str, Any]],
     short_samples: Sequence[dict[str, Any]],
     samples: int,
 ) -> list[dict[str, Any]]:
     """Apply the rule to every question; rows of patterns.jsonl, dropped questions included."""
     rows = []
-    for question, prompt in zip(questions, prompts, strict=True):
+    for question in questions:
         drawn = {
             "long": _of_question(long_samples, question.key),
             "short": _of_question(short_samples, question.key),
@@ -106,7 +108,7 @@ def label_questions(
                 "correct_short": correct["short"],
                 "tokens_long": sum(s["tokens"] for s in drawn["long"]) / samples,
                 "tokens_short": sum(s["tokens"] for s in drawn["short"]) / samples,
-                "prompt_ids": list(prompt),
+                "prompt_ids": list(prompts[question.key]),
                 "response_ids": response,
             }
         )

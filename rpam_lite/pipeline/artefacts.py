@@ -9,7 +9,7 @@ from rpam_lite.pipeline.stage import Run
 
 def parent_gguf(run: Run, parent: str) -> Path:
     """The parent as GGUF, made by the label stage."""
-    return run.of("label") / f"{parent}-f16.gguf"
+    return run.of("label") / f"{parent}-{run.recipe.export.type.lower()}.gguf"
 
 
 def merged_folder(run: Run) -> Path:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rpam_lite.checkpoint.files import write_json
 from rpam_lite.pipeline.artefacts import exported_gguf, parent_gguf, quantized_gguf
 from rpam_lite.pipeline.stage import Run, identity
+from rpam_lite.pipeline.stages import donor_prompts
 
 if TYPE_CHECKING:
     from quant.evaluate import Record
@@ -53,7 +54,7 @@ def rows(run: Run) -> list[Row]:
     listed = [Row(SHORT, "parent", 0.0, parent_gguf(run, "short")), Row(LONG, "parent", 1.0, parent_gguf(run, "long"))]
     for weight in sorted(set(recipe.eval.scalar_curve)):
         file = run.of("eval") / f"scalar-{weight:g}.gguf"
-        made_from = f"{parents} {weight:g} {recipe.merge.dtype} {recipe.merge.donor}"
+        made_from = f"{parents} {weight:g} {recipe.merge.dtype} {recipe.merge.donor} {recipe.export.type}"
         make = partial(_write_scalar, run, weight, file)
         listed.append(Row(f"Scalar {weight:g}", "scalar", weight, file, make, made_from))
     listed.append(Row(f"Merge {recipe.export.type.lower()}", "merge", None, exported_gguf(run)))
@@ -63,18 +64,22 @@ def rows(run: Run) -> list[Row]:
 
 def run_eval(run: Run) -> None:
     """Measure every row and write evaluation.json, the comparison with the scalar curve in it."""
+    from quant.evaluate import RECORD_VERSION
     from quant.frontier import gain_over_curve
+    from quant.tasks.grader import GRADER_VERSION
     from quant.tasks.questions import load_questions
 
     settings, folder = run.recipe.eval, run.of("eval")
     questions = load_questions(settings.questions)
-    asked = f"{identity(settings.questions)} {settings.max_tokens} {settings.parallel} {run.recipe.threads}"
+    prompts = donor_prompts(run, questions)
+    decoding = (settings.max_tokens, settings.parallel, run.recipe.threads)
+    asked = json.dumps([RECORD_VERSION, GRADER_VERSION, identity(settings.questions), *decoding, *prompts.items()])
     listed = rows(run)
     files = {row.name: folder / f"records-{_key(row, asked)}.jsonl" for row in listed}
     if found := sum(file.exists() for file in files.values()):
         run.say(f"{found} of {len(listed)} models are measured already")
-    measured = {row.name: _measure(run, row, questions, files[row.name]) for row in listed}
-    for stale in set(folder.glob("records-*")) - set(files.values()):
+    measured = {row.name: _measure(run, row, questions, prompts, files[row.name]) for row in listed}
+    for stale in {*folder.glob("records-*"), *folder.glob("scalar-*")} - set(files.values()):
         stale.unlink()
     between = sorted((row for row in listed if row.weight is not None), key=lambda row: row.weight or 0.0)
     curve = [measured[row.name] for row in between]
@@ -87,7 +92,9 @@ def run_eval(run: Run) -> None:
     write_json(folder / "evaluation.json", {"version": 1, "questions": len(questions), "rows": results})
 
 
-def _measure(run: Run, row: Row, questions: list[Question], file: Path) -> list[Record]:
+def _measure(
+    run: Run, row: Row, questions: list[Question], prompts: dict[str, tuple[int, ...]], file: Path
+) -> list[Record]:
     """The row's records, from its file if it is there."""
     from quant.engines.llama_cpp import LlamaCppEngine
     from quant.evaluate import evaluate, read_records
@@ -98,11 +105,12 @@ def _measure(run: Run, row: Row, questions: list[Question], file: Path) -> list[
     step = run.progress.start(f"measuring {row.name}", len(questions))
     if row.make is not None:
         row.make()
-    with LlamaCppEngine(row.file, settings.parallel, run.recipe.threads) as engine:
-        records = evaluate(engine, questions, file, settings.max_tokens, partial(step, ""))
-    if row.make is not None:
-        row.file.unlink()
-    return records
+    try:
+        with LlamaCppEngine(row.file, settings.parallel, run.recipe.threads) as engine:
+            return evaluate(engine, questions, file, settings.max_tokens, prompts, partial(step, ""))
+    finally:
+        if row.make is not None:
+            row.file.unlink(missing_ok=True)
 
 
 def _summary(row: Row, records: list[Record], long_think_tokens: int) -> dict[str, Any]:
@@ -131,10 +139,11 @@ def _write_scalar(run: Run, weight: float, file: Path) -> None:
 
     from export.gguf.write import write_gguf
     from rpam_lite.checkpoint.source import CheckpointSource
+    from rpam_lite.fit.coefficients import scalar
     from rpam_lite.merge.apply import MergedSource
 
     recipe = run.recipe
     long, short = CheckpointSource(recipe.parents.long), CheckpointSource(recipe.parents.short)
     donor = long if recipe.merge.donor == "long" else short
-    source = MergedSource(long, short, lambda name: weight, getattr(torch, recipe.merge.dtype))
+    source = MergedSource(long, short, scalar(weight).of, getattr(torch, recipe.merge.dtype))
     write_gguf(source, donor.config, donor.folder, file, recipe.export.type, f"{recipe.name}-scalar-{weight:g}")

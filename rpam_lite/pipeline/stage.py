@@ -1,8 +1,8 @@
 """What a stage is, and when it must run again.
 
-Every stage owns one folder of the run. Its fingerprint is a hash of all its result depends on: its
-part of the recipe, the files it reads from outside, and the fingerprints of the stages it builds
-on. `manifest.json`, written last, says that the stage is done and with which fingerprint.
+Every stage owns one folder of the run. Its fingerprint is a hash of its part of the recipe and of the
+files that it reads from outside. `manifest.json`, written last, says that the stage is done, with
+which fingerprint, on what the stages before it had made, and what it made itself.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ from rpam_lite.checkpoint.files import read_json, write_json
 from rpam_lite.recipe import Recipe
 
 MANIFEST, STARTED = "manifest.json", "started.json"
+MANIFEST_VERSION = 1
+# What a checkpoint folder is read for.
+_READ_SUFFIXES = (".safetensors", ".json", ".jinja", ".txt")
 # Files up to this size are hashed whole; of larger ones size and modification time are taken.
 _HASHED_SIZE = 64 << 20
 _REPORTED_PACKAGES = ("torch", "transformers", "gguf", "llama-cpp-python", "math-verify", "numpy")
@@ -77,26 +80,24 @@ class Stage:
     version: int = 1
 
 
-def fingerprint(stage: Stage, stages: dict[str, Stage], recipe: Recipe) -> str:
-    """Hash of everything that the stage's result depends on."""
-    parts = [
-        stage.name,
-        stage.version,
-        stage.settings(recipe),
-        [identity(path) for path in stage.inputs(recipe)],
-        [fingerprint(stages[name], stages, recipe) for name in stage.needs],
-    ]
+def fingerprint(stage: Stage, recipe: Recipe) -> str:
+    """Hash of the stage's version, its part of the recipe and the files that it reads from outside."""
+    parts = [stage.name, stage.version, stage.settings(recipe), [identity(path) for path in stage.inputs(recipe)]]
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()
 
 
 def identity(path: Path) -> str:
-    """What tells one version of a file or folder from another; the same for a copy elsewhere."""
+    """What tells one version of a file or of a checkpoint folder from another.
+
+    Of a folder the weights, configs and tokenizer files count. Up to 64 MiB a file's content counts,
+    so that a copy elsewhere is the same; of a larger one size and modification time.
+    """
     digest = hashlib.sha256()
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    files = sorted(p for p in path.iterdir() if p.suffix in _READ_SUFFIXES) if path.is_dir() else [path]
     for file in files:
-        if file.exists():
+        if file.is_file():
             stat = file.stat()
-            digest.update(file.relative_to(path).as_posix().encode() + b"\0")
+            digest.update(file.name.encode() + b"\0" if path.is_dir() else b"")
             digest.update(_content(file, stat.st_size, stat.st_mtime_ns))
     return digest.hexdigest()
 
@@ -109,38 +110,59 @@ def _content(file: Path, size: int, modified: int) -> bytes:
 
 
 def is_done(stage: Stage, stages: dict[str, Stage], run: Run) -> bool:
-    """Whether the stage's files are there, whole, and made from the same things."""
-    manifest = run.of(stage.name) / MANIFEST
-    if not manifest.exists():
+    """Whether the stage and all it builds on are done, with this recipe, and its files are whole.
+
+    A stage is built on what the stages before it *made*: if one of them ran again and made the same
+    bytes, this one is still done.
+    """
+    if not all(is_done(stages[name], stages, run) for name in stage.needs):
         return False
-    written = read_json(manifest, "the stage's manifest")
-    if written["fingerprint"] != fingerprint(stage, stages, run.recipe):
+    manifest = read_manifest(stage.name, run)
+    if manifest is None or manifest["fingerprint"] != fingerprint(stage, run.recipe):
         return False
-    sizes = written["files"].items()
+    if manifest["built_on"] != _made_by(stage.needs, run):
+        return False
+    sizes = manifest["files"].items()
     return all((f := run.of(stage.name) / name).is_file() and f.stat().st_size == size for name, size in sizes)
 
 
-def execute(stage: Stage, stages: dict[str, Stage], run: Run) -> float:
-    """Run a stage, going on where an interrupted run with the same fingerprint stopped.
+def read_manifest(stage: str, run: Run) -> dict[str, Any] | None:
+    """The manifest of a finished stage; None without one, or with one of another form."""
+    file = run.of(stage) / MANIFEST
+    if not file.exists():
+        return None
+    manifest = read_json(file, "the stage's manifest")
+    return manifest if manifest.get("version") == MANIFEST_VERSION else None
+
+
+def execute(stage: Stage, run: Run) -> float:
+    """Run a stage from its beginning, or from where an interrupted run of the same stage stopped.
 
     Returns:
         Seconds it took.
     """
-    folder, current = run.of(stage.name), fingerprint(stage, stages, run.recipe)
+    folder = run.of(stage.name)
+    current = {"fingerprint": fingerprint(stage, run.recipe), "built_on": _made_by(stage.needs, run)}
     started = folder / STARTED
     (folder / MANIFEST).unlink(missing_ok=True)
-    resumable = started.exists() and read_json(started, "the stage's start mark")["fingerprint"] == current
-    if not resumable and not stage.keeps_files:
+    interrupted = started.exists() and read_json(started, "the stage's start mark") == current
+    if not interrupted and not stage.keeps_files:
         shutil.rmtree(folder, ignore_errors=True)
-    write_json(started, {"fingerprint": current})
+    write_json(started, current)
     begin = time.monotonic()
     stage.action(run)
     seconds = time.monotonic() - begin
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p != started)
+    made = hashlib.sha256()
+    for file in files:
+        stat = file.stat()
+        made.update(file.relative_to(folder).as_posix().encode() + b"\0")
+        made.update(_content(file, stat.st_size, stat.st_mtime_ns))
     manifest = {
-        "version": 1,
+        "version": MANIFEST_VERSION,
         "stage": stage.name,
-        "fingerprint": current,
+        **current,
+        "made": made.hexdigest(),
         "seconds": round(seconds, 1),
         "rpam_lite": __version__,
         "python": platform.python_version(),
@@ -150,7 +172,14 @@ def execute(stage: Stage, stages: dict[str, Stage], run: Run) -> float:
         "files": {p.relative_to(folder).as_posix(): p.stat().st_size for p in files},
     }
     write_json(folder / MANIFEST, manifest)
+    started.unlink()
     return seconds
+
+
+def _made_by(names: tuple[str, ...], run: Run) -> dict[str, str | None]:
+    """What each of these stages has made, as its manifest says."""
+    manifests = {name: read_manifest(name, run) for name in names}
+    return {name: manifest["made"] if manifest else None for name, manifest in manifests.items()}
 
 
 def _version(package: str) -> str | None:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rpam_lite.checkpoint.files import write_json, write_text
 from rpam_lite.errors import RpamError
 from rpam_lite.pipeline.artefacts import exported_gguf, merged_folder, parent_gguf, quantized_gguf
 from rpam_lite.pipeline.stage import Run
+
+if TYPE_CHECKING:
+    from quant.tasks.questions import Question
 
 
 def run_check(run: Run) -> None:
@@ -20,10 +25,10 @@ def run_check(run: Run) -> None:
     findings = check(run.recipe, run.folder)
     for finding in findings:
         run.say(f"{finding.level} [{finding.code}] {finding.message}")
+    write_json(run.of("check") / "findings.json", {"version": 1, "findings": [vars(f) for f in findings]})
     errors = sum(f.level == "ERROR" for f in findings)
     if errors:
         raise RpamError(f"{errors} of {len(findings)} findings above are errors; nothing was started.")
-    write_json(run.of("check") / "findings.json", [vars(f) for f in findings])
 
 
 def run_label(run: Run) -> None:
@@ -37,20 +42,20 @@ def run_label(run: Run) -> None:
 
     recipe, settings, folder = run.recipe, run.recipe.label, run.of("label")
     questions = load_questions(settings.questions)
-    sampling = Sampling(settings.temperature, settings.top_p, settings.top_k, recipe.seed)
-    samples: dict[str, list[dict[str, Any]]] = {}
-    prompts = []
     for name, parent in (("long", recipe.parents.long), ("short", recipe.parents.short)):
-        gguf_file = parent_gguf(run, name)
-        if not gguf_file.exists():
+        if not parent_gguf(run, name).exists():
             source = CheckpointSource(parent)
-            write_gguf(source, source.config, parent, gguf_file, "F16", f"{recipe.name}-{name}")
+            write_gguf(source, source.config, parent, parent_gguf(run, name), recipe.export.type, name)
+    prompts = donor_prompts(run, questions)
+    sampling = Sampling(settings.temperature, settings.top_p, settings.top_k, recipe.seed)
+    samples = {}
+    for name in ("long", "short"):
         step = run.progress.start(f"sampling {name}", len(questions) * settings.samples)
-        with LlamaCppEngine(gguf_file, settings.parallel, recipe.threads) as engine:
-            prompts = [engine.chat_prompt(q.question) for q in questions]
+        with LlamaCppEngine(parent_gguf(run, name), settings.parallel, recipe.threads) as engine:
             samples[name] = sample_parent(
                 engine,
                 questions,
+                prompts,
                 settings.samples,
                 sampling,
                 settings.max_tokens,
@@ -58,13 +63,23 @@ def run_label(run: Run) -> None:
                 partial(step, ""),
             )
     rows = label_questions(questions, prompts, samples["long"], samples["short"], settings.samples)
-    counts = {name: sum(row["label"] == name for row in rows) for name in ("long", "short", None)}
+    counts = Counter(row["label"] for row in rows)
     run.say(f"{counts['long']} questions labelled long, {counts['short']} short, {counts[None]} dropped")
     write_text(folder / "patterns.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
+def donor_prompts(run: Run, questions: Sequence[Question]) -> dict[str, tuple[int, ...]]:
+    """Token ids of every question in the donor's template: the one that the merge will answer in."""
+    from quant.engines.llama_cpp import LlamaCppEngine
+
+    with LlamaCppEngine(parent_gguf(run, run.recipe.merge.donor)) as engine:
+        return {q.key: engine.chat_prompt(q.question) for q in questions}
+
+
 def run_capture(run: Run) -> None:
     """Keep both parents' hidden states and the selected parents' next-token distributions."""
+    import torch
+
     from rpam_lite.patterns.label import labelled
     from rpam_lite.streaming.activations import PARENTS
     from rpam_lite.streaming.capture import (
@@ -75,8 +90,11 @@ def run_capture(run: Run) -> None:
     )
 
     recipe, settings = run.recipe, run.recipe.capture
-    lines = (run.of("label") / "patterns.jsonl").read_text(encoding="utf-8").splitlines()
-    chosen = choose_questions(labelled(json.loads(line) for line in lines), settings.questions_per_class, recipe.seed)
+    torch.set_num_threads(recipe.threads)
+    lines = (run.of("label") / "patterns.jsonl").read_text(encoding="utf-8").split("\n")
+    chosen = choose_questions(
+        labelled(json.loads(line) for line in lines if line), settings.questions_per_class, recipe.seed
+    )
     questions = calibration_set(chosen, settings)
     per_label = {name: sum(q.label == name for q in chosen) for name in PARENTS}
     run.say(f"calibration set: {per_label['long']} long and {per_label['short']} short questions")
@@ -87,12 +105,15 @@ def run_capture(run: Run) -> None:
 
 def run_fit(run: Run) -> None:
     """Fit the coefficients; write them, their curve and a picture."""
+    import torch
+
     from rpam_lite.fit import coefficients
     from rpam_lite.fit.joint import batches_of, fit
     from rpam_lite.report.plots import plot_coefficients
     from rpam_lite.streaming.activations import load_questions
 
     recipe, settings, folder = run.recipe, run.recipe.fit, run.of("fit")
+    torch.set_num_threads(recipe.threads)
     steps = settings.epochs * len(batches_of(load_questions(run.of("capture")), settings.batch_questions, ""))
     step = run.progress.start("fitting lambda", steps)
     fitted, curve = fit(
@@ -142,10 +163,20 @@ def run_quantize(run: Run) -> None:
 
 
 def run_report(run: Run) -> None:
-    """Write report.md and its pictures, and print the closing table."""
+    """Write report.md and its pictures."""
     from rpam_lite.report.page import write_report
 
-    write_report(run.recipe, run.folder, run.of("report"), run.say)
+    write_report(run.recipe, run.folder, run.of("report"))
+
+
+def say_closing(run: Run) -> None:
+    """Print the closing table, and where everything is."""
+    from rpam_lite.report.page import closing
+
+    run.say(closing(run.folder))
+    run.say(f"report: {run.of('report') / 'report.md'}")
+    for type_name in run.recipe.quantize.types:
+        run.say(f"for llama.cpp: {quantized_gguf(run, type_name)}")
 
 
 def merged_source(run: Run) -> tuple[Any, dict[str, Any], Path]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from quant.evaluate import RECORD_VERSION
+from quant.tasks.grader import GRADER_VERSION
 from rpam_lite.errors import RpamError
+from rpam_lite.patterns.label import PATTERN_VERSION
 from rpam_lite.pipeline import stages
 from rpam_lite.pipeline.measure import run_eval
 from rpam_lite.pipeline.stage import Run, Stage, execute, is_done
@@ -33,7 +36,16 @@ _ORDER = (
         "label",
         "Sample both parents, grade, and label the calibration questions.",
         (),
-        lambda r: [r.name, r.seed, r.threads, r.label.model_dump(exclude={"questions"})],
+        lambda r: [
+            r.name,
+            r.seed,
+            r.threads,
+            r.merge.donor,
+            r.export.type,
+            GRADER_VERSION,
+            PATTERN_VERSION,
+            r.label.model_dump(exclude={"questions"}),
+        ],
         lambda r: [*_parents(r), r.label.questions],
         stages.run_label,
     ),
@@ -41,16 +53,16 @@ _ORDER = (
         "capture",
         "Keep both parents' hidden states on the labelled questions.",
         ("label",),
-        lambda r: [r.seed, r.capture.model_dump()],
-        lambda r: [],
+        lambda r: [r.seed, r.threads, r.capture.model_dump()],
+        _parents,
         stages.run_capture,
     ),
     Stage(
         "fit",
         "Fit the merging coefficients.",
         ("capture",),
-        lambda r: [r.seed, r.fit.model_dump()],
-        lambda r: [],
+        lambda r: [r.seed, r.threads, r.fit.model_dump()],
+        _parents,
         stages.run_fit,
     ),
     Stage(
@@ -58,7 +70,7 @@ _ORDER = (
         "Write the merged checkpoint.",
         ("fit",),
         lambda r: [r.name, r.merge.model_dump()],
-        lambda r: [],
+        _parents,
         stages.run_merge,
     ),
     Stage(
@@ -81,8 +93,15 @@ _ORDER = (
         "eval",
         "Measure parents, scalar curve and merge in llama.cpp.",
         ("label", "export", "quantize"),
-        lambda r: [r.seed, r.threads, r.merge.model_dump(), r.eval.model_dump(exclude={"questions"})],
-        lambda r: [r.eval.questions],
+        lambda r: [
+            r.seed,
+            r.threads,
+            GRADER_VERSION,
+            RECORD_VERSION,
+            r.merge.model_dump(),
+            r.eval.model_dump(exclude={"questions"}),
+        ],
+        lambda r: [*_parents(r), r.eval.questions],
         run_eval,
         keeps_files=True,
     ),
@@ -99,26 +118,27 @@ STAGES = {stage.name: stage for stage in _ORDER}
 
 
 def run_all(run: Run) -> None:
-    """Run every stage that is not done yet, in order."""
+    """Run every stage that is not done yet, in order, and print the closing table."""
     reused = []
     for stage in _ORDER:
         if is_done(stage, STAGES, run):
             reused.append(stage.name)
             continue
-        if reused:
-            run.say(f"reused from {run.folder}: {', '.join(reused)}")
-            reused = []
+        _say_reused(reused, run)
+        reused = []
         _run(stage, run)
-    if reused:
-        run.say(f"reused from {run.folder}: {', '.join(reused)}")
+    _say_reused(reused, run)
+    stages.say_closing(run)
 
 
 def run_one(name: str, run: Run) -> None:
-    """Run one stage on the files of an earlier run, whether or not it is done already.
+    """Run one stage anew on the files of an earlier run.
 
     Raises:
         RpamError: A stage that it needs is not done, or was done with another recipe.
     """
+    if name != "check" and not is_done(STAGES["check"], STAGES, run):
+        _run(STAGES["check"], run)
     for needed in STAGES[name].needs:
         if not is_done(STAGES[needed], STAGES, run):
             raise RpamError(
@@ -126,9 +146,16 @@ def run_one(name: str, run: Run) -> None:
                 f"its files; run `rpam {needed}` or `rpam run` first."
             )
     _run(STAGES[name], run)
+    if name == "report":
+        stages.say_closing(run)
+
+
+def _say_reused(names: list[str], run: Run) -> None:
+    if names:
+        run.say(f"reused from {run.folder}: {', '.join(names)}")
 
 
 def _run(stage: Stage, run: Run) -> None:
     run.say(f"[{stage.name}] {stage.help}")
-    seconds = execute(stage, STAGES, run)
+    seconds = execute(stage, run)
     run.say(f"[{stage.name}] done in {seconds:.1f} s: {run.of(stage.name)}")

@@ -12,17 +12,23 @@ from rpam_lite.recipe import Recipe
 from rpam_lite.report.plots import plot_frontier
 
 
-def write_report(recipe: Recipe, run_folder: Path, folder: Path, say: Callable[[str], None]) -> None:
-    """Write report.md with its pictures into `folder` and say the closing table."""
+def write_report(recipe: Recipe, run_folder: Path, folder: Path) -> None:
+    """Write report.md with its pictures into `folder`."""
     evaluation = read_json(run_folder / "eval" / "evaluation.json", "the evaluation")
     coefficients = read_json(run_folder / "fit" / "coefficients.json", "the coefficients file")
     curve = read_json(run_folder / "fit" / "fit.json", "the fit's log")["epochs"]
     rows = evaluation["rows"]
     plot_frontier(rows, folder / "frontier.png")
     (folder / "coefficients.png").write_bytes((run_folder / "fit" / "coefficients.png").read_bytes())
-    say(closing_table(rows))
-    say("\n".join(verdicts(rows)))
     write_text(folder / "report.md", page(recipe, evaluation, coefficients, curve))
+
+
+def closing(run_folder: Path) -> str:
+    """What `make merge` ends with: the closing table, long answers by level, and the verdicts."""
+    rows = read_json(run_folder / "eval" / "evaluation.json", "the evaluation")["rows"]
+    told = [row for row in rows if row["kind"] != "scalar" or row["weight"] == 0.5]
+    long_answers = level_table(told, "long", _percent)
+    return f"\n{closing_table(rows)}\n\nLong answers:\n\n{long_answers}\n\n" + "\n".join(verdicts(rows)) + "\n"
 
 
 def closing_table(rows: list[dict[str, Any]]) -> str:

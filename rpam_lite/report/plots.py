@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,8 @@ def plot_coefficients(values: dict[str, float], path: Path) -> None:
     for i, (name, value) in enumerate(others.items()):
         axes.plot(depth + 1 + i, value, marker="s", linestyle="none", label=name)
     axes.axhline(0.5, color=_SCALAR, linewidth=0.8, linestyle=":")
-    axes.set(xlabel="decoder layer", ylabel="lambda (weight of the Long parent)", ylim=(-0.05, 1.05))
+    axes.set(xlabel="decoder layer", ylabel="lambda (weight of the Long parent)")
+    axes.set_ylim(min(-0.05, *values.values()) - 0.05, max(1.05, *values.values()) + 0.05)
     axes.set_xticks(range(depth + 1))
     axes.legend(fontsize=8, ncols=2)
     _save(figure, path)
@@ -61,9 +63,10 @@ def plot_frontier(rows: list[dict[str, Any]], path: Path) -> None:
             fontsize=7,
             color=_SCALAR,
         )
+    merge_markers = itertools.cycle("o^vD*P")
     for row in rows:
         if row["kind"] != "scalar":
-            marker = {"parent": "s"}.get(row["kind"], "o" if row["name"].lower().endswith("f16") else "^")
+            marker = "s" if row["kind"] == "parent" else next(merge_markers)
             left.plot(
                 row["tokens"],
                 100 * row["accuracy"],

@@ -114,7 +114,7 @@ def test_evaluate_goes_on_where_it_stopped(model: Path, tmp_path: Path) -> None:
         file.unlink()
         (tmp_path / "records.jsonl.partial").write_text("".join(lines[:3]), encoding="utf-8")
         made = []
-        assert evaluate(engine, questions, file, 12, lambda: made.append(1)) == whole
+        assert evaluate(engine, questions, file, 12, on_record=lambda: made.append(1)) == whole
     assert len(made) == 3
     assert [r.key for r in whole] == [q.key for q in questions]
     summary = summarize(whole, 8)
@@ -131,6 +131,8 @@ def test_evaluate_goes_on_where_it_stopped(model: Path, tmp_path: Path) -> None:
         (["<think>", "a", "b"], 2),
         (["<", "think>", "a", "</th", "ink>", "c"], 2),
         (["<think>", "</think>"], 0),
+        # The prompt had opened it.
+        (["a", "b", "</think>", "c"], 2),
     ],
 )
 def test_think_tokens(pieces: list[str], count: int) -> None:

@@ -58,7 +58,10 @@ def test_a_good_pair_passes_the_check(tmp_path: Path, pair: Path) -> None:
 
 def test_wrong_arguments_and_recipes(tmp_path: Path, pair: Path) -> None:
     refused(rpam("run", "none.yaml", cwd=tmp_path), "none.yaml: no such recipe file")
-    refused(rpam("runn", cwd=tmp_path), "No such command 'runn'")
+    wrong = rpam("runn", cwd=tmp_path)
+    refused(wrong, "No such command 'runn'")
+    assert wrong.returncode == 2
+    assert "unexpected" not in wrong.stdout + wrong.stderr
     file = recipe(tmp_path, pair, fitt={"epochs": 3})
     refused(rpam("run", file, cwd=tmp_path), "mine.yaml: unknown key `fitt`.")
     assert not (tmp_path / "runs").exists()
@@ -74,11 +77,13 @@ def test_a_wrong_pair_stops_at_the_check(tmp_path: Path, pair: Path) -> None:
 
 def test_a_stage_without_its_files_names_the_one_to_run(tmp_path: Path, pair: Path) -> None:
     refused(rpam("fit", recipe(tmp_path, pair), cwd=tmp_path), "stage 'capture' is not done", "rpam capture")
+    file = recipe(tmp_path, pair, quantize={"types": ["Q4_K_X"]})
+    refused(rpam("label", file, cwd=tmp_path), "ERROR [quantize]", "no type 'Q4_K_X'")
 
 
 def test_a_run_folder_that_cannot_be_written(tmp_path: Path, pair: Path) -> None:
     (tmp_path / "runs").write_text("a file where a folder should be", encoding="utf-8")
-    refused(rpam("check", recipe(tmp_path, pair), cwd=tmp_path), "runs", "rpam: ")
+    refused(rpam("check", recipe(tmp_path, pair), cwd=tmp_path), "runs", "choose another folder with --runs")
 
 
 @pytest.mark.parametrize(("package", "extra"), [("torch", "merge"), ("llama_cpp", "gguf"), ("math_verify", "eval")])

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from rpam_lite.errors import RpamError
-from rpam_lite.fit.joint import MergedModel, batches_of, fit, load_calibration, make_batch, terms
+from rpam_lite.fit.joint import MergedModel, batches_of, fit, load_calibration, make_batch, question_weights, terms
 from rpam_lite.patterns.label import LabelledQuestion
 from rpam_lite.recipe import Capture, Fit
 from rpam_lite.streaming.activations import CalibrationSet, load_layer, load_questions, load_targets
@@ -103,7 +103,7 @@ def test_gradients_equal_finite_differences(pair: Path, captured: Path) -> None:
     merged = MergedModel(pair / "long", pair / "short", "layer")
     data = load_calibration(captured, 2)
     settings = Fit()
-    batch = make_batch(data, [0, 1, 4], long_weight=2.0)
+    batch = make_batch(data, [0, 1, 4], torch.tensor([0.2, 0.5, 0.3]))
 
     def loss(values: torch.Tensor) -> torch.Tensor:
         return terms(merged, values, batch, data, settings).sum()
@@ -122,9 +122,20 @@ def test_terms_do_not_depend_on_the_batch_mates(pair: Path, captured: Path) -> N
     merged = MergedModel(pair / "long", pair / "short", "layer")
     data = load_calibration(captured, 2)
     values = torch.full((len(merged.groups),), 0.4)
-    alone = [terms(merged, values, make_batch(data, [q], 1.0), data, Fit()) for q in (0, 5)]
-    together = terms(merged, values, make_batch(data, [0, 5], 1.0), data, Fit())
-    torch.testing.assert_close(together, torch.stack(alone).mean(0), atol=1e-5, rtol=1e-4)
+    shares = torch.tensor([0.5, 0.25])
+    alone = [terms(merged, values, make_batch(data, [q], shares[[i]]), data, Fit()) for i, q in enumerate((0, 5))]
+    together = terms(merged, values, make_batch(data, [0, 5], shares), data, Fit())
+    torch.testing.assert_close(together, alone[0] + alone[1], atol=1e-5, rtol=1e-4)
+
+
+def test_the_long_weight_moves_lambda_towards_long(pair: Path, captured: Path, tmp_path: Path) -> None:
+    even, _ = run_fit(pair, captured, tmp_path / "even.pt", long_weight=1.0, epochs=10)
+    heavy, _ = run_fit(pair, captured, tmp_path / "heavy.pt", long_weight=5.0, epochs=10)
+    assert sum(heavy.values()) > sum(even.values()) + 0.5
+    questions = load_questions(captured)
+    weights = question_weights(questions, 5.0)
+    torch.testing.assert_close(weights.mean(), torch.tensor(1.0))
+    torch.testing.assert_close(weights[questions.is_long], 5.0 * weights[~questions.is_long])
 
 
 def test_the_fit_lowers_the_loss_and_is_reproducible(pair: Path, captured: Path, tmp_path: Path) -> None:

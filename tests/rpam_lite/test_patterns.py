@@ -51,14 +51,17 @@ class ScriptedEngine:
 QUESTIONS = [Question("1", "3 + 4?", "7", 1), Question("2", "3 + 5?", "8", 2)]
 
 
+PROMPTS = {"1": (1,), "2": (2,)}
+
+
 def sample(engine: ScriptedEngine, file: Path) -> list[dict[str, object]]:
-    return sample_parent(engine, QUESTIONS, 2, Sampling(0.6, 0.95, 20, 1), 50, file)
+    return sample_parent(engine, QUESTIONS, PROMPTS, 2, Sampling(0.6, 0.95, 20, 1), 50, file)
 
 
 def test_counts_and_the_first_right_answer_are_kept(tmp_path: Path) -> None:
     long = sample(ScriptedEngine(["\\boxed{7}", "\\boxed{ 7}"]), tmp_path / "long.jsonl")
     short = sample(ScriptedEngine(["\\boxed{8}", "\\boxed{9}"]), tmp_path / "short.jsonl")
-    rows = label_questions(QUESTIONS, [(1,), (2,)], long, short, 2)
+    rows = label_questions(QUESTIONS, PROMPTS, long, short, 2)
     assert [(r["correct_long"], r["correct_short"], r["label"]) for r in rows] == [(2, 0, "long"), (0, 1, "short")]
     chosen = labelled(rows)
     assert bytes(chosen[0].response_ids) == b"\\boxed{7}"

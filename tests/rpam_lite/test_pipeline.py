@@ -30,9 +30,17 @@ def make_run(tmp_path: Path, **changes: object) -> Run:
     return Run(load_recipe(file), tmp_path / "runs" / "mine", Silent(), lambda text: None)
 
 
-def stale(tmp_path: Path, before: Run, after: Run) -> set[str]:
-    prints = [{n: fingerprint(s, STAGES, r.recipe) for n, s in STAGES.items()} for r in (before, after)]
-    return {name for name in STAGES if prints[0][name] != prints[1][name]}
+def stale(before: dict[str, str], after: dict[str, str]) -> set[str]:
+    """Stages whose own fingerprint changed, and all that build on them."""
+    result: set[str] = set()
+    for name, stage in STAGES.items():
+        if before[name] != after[name] or result & set(stage.needs):
+            result.add(name)
+    return result
+
+
+def fingerprints(run: Run) -> dict[str, str]:
+    return {name: fingerprint(stage, run.recipe) for name, stage in STAGES.items()}
 
 
 @pytest.mark.parametrize(
@@ -49,19 +57,19 @@ def stale(tmp_path: Path, before: Run, after: Run) -> set[str]:
 def test_a_changed_recipe_makes_only_dependent_stages_stale(
     tmp_path: Path, changes: dict[str, object], expected: set[str]
 ) -> None:
-    before = make_run(tmp_path)
-    assert stale(tmp_path, before, make_run(tmp_path, **changes)) == expected
+    before = fingerprints(make_run(tmp_path))
+    assert stale(before, fingerprints(make_run(tmp_path, **changes))) == expected
 
 
 def test_a_changed_file_makes_its_readers_stale(tmp_path: Path) -> None:
     run = make_run(tmp_path)
-    before = {n: fingerprint(s, STAGES, run.recipe) for n, s in STAGES.items()}
+    before = fingerprints(run)
     (tmp_path / "e.jsonl").write_text("other", encoding="utf-8")
-    after = {n: fingerprint(s, STAGES, run.recipe) for n, s in STAGES.items()}
-    assert {n for n in STAGES if before[n] != after[n]} == {"check", "eval", "report"}
+    (tmp_path / "s" / "notes.md").write_text("nothing that a stage reads", encoding="utf-8")
+    after = fingerprints(run)
+    assert stale(before, after) == {"check", "eval", "report"}
     (tmp_path / "s" / "model.safetensors").write_text("other", encoding="utf-8")
-    changed = {n: fingerprint(s, STAGES, run.recipe) for n, s in STAGES.items()}
-    assert all(before[n] != changed[n] for n in STAGES)
+    assert stale(after, fingerprints(run)) == set(STAGES)
 
 
 def counting_stage(action: Callable[[Run], None], version: int = 1) -> dict[str, Stage]:
@@ -77,7 +85,7 @@ def test_a_finished_stage_is_reused_until_its_files_change(tmp_path: Path) -> No
 
     stages = counting_stage(write)
     assert not is_done(stages["one"], stages, run)
-    execute(stages["one"], stages, run)
+    execute(stages["one"], run)
     assert is_done(stages["one"], stages, run)
     (run.of("one") / "out.txt").write_text("cut", encoding="utf-8")
     assert not is_done(stages["one"], stages, run)
@@ -95,10 +103,34 @@ def test_an_interrupted_stage_keeps_its_files_only_for_the_same_fingerprint(tmp_
 
     stages = counting_stage(work)
     with pytest.raises(KeyboardInterrupt):
-        execute(stages["one"], stages, run)
+        execute(stages["one"], run)
     assert not is_done(stages["one"], stages, run)
-    execute(stages["one"], stages, run)
+    execute(stages["one"], run)
     other = counting_stage(work, version=2)
     assert not is_done(other["one"], other, run)
-    execute(other["one"], other, run)
+    execute(other["one"], run)
     assert seen == [["started.json"], ["part.partial", "started.json"], ["started.json"]]
+
+
+def test_what_was_built_on_other_files_is_not_done(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    made = iter(["same", "same", "other"])
+
+    def first(run: Run) -> None:
+        (run.of("one") / "out.txt").write_text(next(made), encoding="utf-8")
+
+    def second(run: Run) -> None:
+        (run.of("two") / "out.txt").write_text("two", encoding="utf-8")
+
+    stages = counting_stage(first)
+    stages["two"] = Stage("two", "Test.", ("one",), lambda r: r.name, lambda r: [], second)
+    execute(stages["one"], run)
+    execute(stages["two"], run)
+    assert is_done(stages["two"], stages, run)
+    (run.of("one") / "manifest.json").unlink()
+    assert not is_done(stages["two"], stages, run)
+    execute(stages["one"], run)
+    assert is_done(stages["two"], stages, run)
+    execute(stages["one"], run)
+    assert is_done(stages["one"], stages, run)
+    assert not is_done(stages["two"], stages, run)

@@ -117,3 +117,21 @@ def test_missing_and_truncated_checkpoints_are_named(pair: Path) -> None:
     assert len(messages) == 2
     assert any("no such checkpoint folder" in m for m in messages)
     assert any("no whole safetensors file" in m for m in messages)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        ("config.json", "[]", "is a JSON list, not an object"),
+        ("config.json", '{"model_type": "qwen2"}', "`num_hidden_layers` is None"),
+        ("config.json", '{"model_type": "mamba"}', "'mamba' can't be exported"),
+        ("tokenizer.json", "{}", "has no `model.vocab`"),
+        ("model.safetensors.index.json", '{"weight_map": []}', "has no `weight_map`"),
+    ],
+)
+def test_odd_files_are_findings_too(pair: Path, file: str, content: str, says: str) -> None:
+    for parent in ("long", "short"):
+        (pair / parent / file).write_text(content, encoding="utf-8")
+    messages = [f.message for f in check_pair(pair) if f.level == "ERROR"]
+    assert any(says in m and str(pair / "long") in m for m in messages), messages
+    assert len(messages) == len(set(messages))

@@ -1,0 +1,48 @@
+"""The comparison with the scalar curve at equal tokens."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from quant.evaluate import Record
+from quant.frontier import curve_accuracy, gain_over_curve
+
+
+def records(correct: list[bool], tokens: list[int]) -> list[Record]:
+    return [Record(str(i), 1, c, "", t, 0, "stop", "") for i, (c, t) in enumerate(zip(correct, tokens, strict=True))]
+
+
+@pytest.mark.parametrize(
+    ("at", "expected"), [(10, 0.2), (15, 0.3), (20, 0.4), (30, 0.9), (5, 0.2), (99, 0.9), (25, 0.65)]
+)
+def test_the_curve_is_straight_between_its_points(at: float, expected: float) -> None:
+    assert curve_accuracy(np.array([10.0, 20, 30]), np.array([0.2, 0.4, 0.9]), at) == pytest.approx(expected)
+
+
+def test_where_the_curve_passes_twice_its_better_passage_counts() -> None:
+    assert curve_accuracy(np.array([10.0, 30, 20]), np.array([0.0, 0.2, 0.9]), 25) == pytest.approx(0.55)
+
+
+def test_a_point_of_the_curve_has_no_gain() -> None:
+    rng = np.random.default_rng(1)
+    curve = [
+        records(list(rng.random(200) < share), list(map(int, rng.integers(1, 2 * mean, 200))))
+        for share, mean in ((0.3, 10), (0.6, 50), (0.9, 90))
+    ]
+    gain = gain_over_curve(curve[1], curve)
+    assert gain.gain == pytest.approx(0)
+    assert gain.low == pytest.approx(0)
+    assert gain.high == pytest.approx(0)
+
+
+def test_a_better_model_has_a_gain_whose_interval_holds_it() -> None:
+    rng = np.random.default_rng(2)
+    tokens = [10] * 200
+    short, long = records(list(rng.random(200) < 0.5), tokens), records(list(rng.random(200) < 0.5), [90] * 200)
+    better = records(list(rng.random(200) < 0.9), [50] * 200)
+    gain = gain_over_curve(better, [short, long])
+    assert gain.low < gain.gain < gain.high
+    assert gain.low > 0.2
+    assert gain.gain == pytest.approx(gain.accuracy - gain.curve_accuracy)
+    assert gain.tokens == 50
