@@ -6,17 +6,15 @@ several boxes the last one counts. math-verify alone would take the last number 
 
 from __future__ import annotations
 
-import logging
 import re
 from dataclasses import dataclass
-from functools import lru_cache
+
+from quant.tasks.verify import verified
 
 GRADER_VERSION = 1
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
-# No answer is longer; what is, is a runaway generation, and parsing it could take for ever.
+# No answer is longer; what is, is a runaway generation.
 _LONGEST_ANSWER = 300
-# It warns at every call that its own time-outs are off; the bounded length stands in for them.
-logging.getLogger("math_verify").setLevel(logging.ERROR)
 _INTEGER = re.compile(r"[+-]?\d+")
 
 
@@ -51,7 +49,8 @@ def grade(text: str, gold: str, truncated: bool = False) -> Verdict:
         return Verdict(True, "same text")
     if _INTEGER.fullmatch(boxed) and _INTEGER.fullmatch(gold.strip()):
         return Verdict(int(boxed) == int(gold), "integers compared")
-    return Verdict(_verified(gold, boxed), "math-verify")
+    same = verified(gold.strip(), boxed)
+    return Verdict(bool(same), "math-verify took too long" if same is None else "math-verify")
 
 
 def last_boxed(text: str) -> str | None:
@@ -70,24 +69,9 @@ def last_boxed(text: str) -> str | None:
 def is_gradable(gold: str) -> bool:
     """Whether some boxed answer could be graded right against `gold`.
 
-    The content of a box has balanced braces, a bounded length, and something math-verify can read.
+    The content of a box has balanced braces and a bounded length, and must equal itself for math-verify.
     """
     gold = gold.strip()
     if not gold or len(gold) > _LONGEST_ANSWER or last_boxed(f"\\boxed{{{gold}}}") != gold:
         return False
-    return _INTEGER.fullmatch(gold) is not None or bool(_parsed(gold))
-
-
-def _verified(gold: str, answer: str) -> bool:
-    from math_verify import verify
-
-    # The order matters: gold first. Time-outs use a signal that only a main thread may set.
-    return bool(verify(_parsed(gold), _parsed(answer), timeout_seconds=None))
-
-
-@lru_cache(maxsize=4096)
-def _parsed(expression: str) -> list[object]:
-    from math_verify import parse
-
-    result: list[object] = parse(f"${expression}$", parsing_timeout=None)
-    return result
+    return _INTEGER.fullmatch(gold) is not None or bool(verified(gold, gold))

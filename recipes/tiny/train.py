@@ -61,7 +61,8 @@ class Phase:
     steps: int
     learning_rate: float
     warmup: int
-    easy_from: int | None = None  # step from which half of the questions are of levels 1 and 2
+    easy_from: int | None = None  # step from which `easy_share` of the questions are of levels 1 and 2
+    easy_share: float = 0.5
     max_start: int = MAX_START
     decay: bool = True
     stream: str | None = None  # names the stream of questions; the phase's own name without it
@@ -85,17 +86,26 @@ PHASES = {
             "rewriting",
             None,
             mixed(rewriting_response),
-            2100,
-            1.5e-3,
-            200,
-            1300,
+            steps=2100,
+            learning_rate=1.5e-3,
+            warmup=200,
+            easy_from=1300,
             max_start=20,
             decay=False,
             stream="base",
         ),
         Phase("base", "rewriting", mixed(long_response), steps=900, learning_rate=1.5e-3, warmup=50, easy_from=0),
         Phase("long", "base", lambda p, _: long_response(p), steps=200, learning_rate=4e-4, warmup=20),
-        Phase("short", "base", lambda p, _: short_response(p), 800, learning_rate=8e-4, warmup=20, easy_from=0),
+        Phase(
+            "short",
+            "base",
+            lambda p, _: short_response(p),
+            steps=700,
+            learning_rate=1e-3,
+            warmup=20,
+            easy_from=0,
+            easy_share=0.85,
+        ),
     )
 }
 KEPT = ("base", "long", "short")
@@ -130,7 +140,7 @@ def batches(tokenizer: Tokenizer, phase: Phase, seed: int) -> Iterator[Batch]:
         rows = []
         for _ in range(QUESTIONS_A_POOL):
             # Answers in one's head that can be learnt at all are those of levels 1 and 2.
-            top = 2 if easy and rng.random() < 0.5 else hardest
+            top = 2 if easy and rng.random() < phase.easy_share else hardest
             problem = draw_problem(rng, rng.randint(1, top), "train", phase.max_start)
             prompt = f"{TURN_START}user\n{ask(problem, rng)}{TURN_END}\n{TURN_START}assistant\n"
             response = phase.respond(problem, rng)

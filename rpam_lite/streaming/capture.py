@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
 
 from rpam_lite.errors import RpamError
 from rpam_lite.recipe import Capture
@@ -117,6 +118,8 @@ def capture(
 
 def load_model(folder: Path) -> PreTrainedModel:
     """A parent in fp32 on the CPU, ready to run."""
+    # Ours shows progress; this one would write over it.
+    disable_progress_bar()
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
 
 

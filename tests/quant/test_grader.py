@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from quant.tasks.grader import grade, is_gradable, last_boxed
+from quant.tasks.verify import verified
 
 
 @pytest.mark.parametrize(
@@ -41,6 +42,12 @@ def test_grade(text: str, gold: str, correct: bool) -> None:
 def test_every_verdict_has_a_reason() -> None:
     assert grade("<think>", "7").reason == "think block not closed"
     assert grade("seven", "7").reason == "no \\boxed{} answer"
+
+
+def test_an_answer_that_takes_for_ever_is_wrong_and_the_next_one_is_graded() -> None:
+    tower = "9^{" * 6 + "9" + "}" * 6
+    assert verified("7", tower, seconds=1.0) is not True
+    assert grade(r"\boxed{\frac{2}{4}}", "0.5").correct
 
 
 def test_last_boxed_needs_balanced_braces() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +19,7 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from quant.evaluate import read_records
+from rpam_lite.pipeline.trip import STAGES
 from tests.conftest import ROOT
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
@@ -136,30 +137,37 @@ def test_a_second_run_reuses_everything(trip: Path) -> None:
     assert contents(trip / "runs/tiny") == before
 
 
-def test_same_inputs_same_bytes_in_another_folder_even_if_killed_on_the_way(trip: Path, tmp_path: Path) -> None:
+def start(folder: Path, stage: str) -> subprocess.Popen[bytes]:
+    """Start a run and return when `stage` has begun."""
+    process = subprocess.Popen(
+        command("run", "tiny.yaml"), cwd=folder, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    while not (folder / "runs/tiny" / stage / "started.json").exists():
+        if (folder / "runs/tiny" / stage / "manifest.json").exists() or process.poll() is not None:
+            break
+        time.sleep(0.01)
+    return process
+
+
+def test_killed_in_every_stage_and_started_again_it_ends_in_the_same_bytes(trip: Path, tmp_path: Path) -> None:
     write_recipe(tmp_path)
-    rng = random.Random(1)
-    for _ in range(6):
-        process = subprocess.Popen(
-            command("run", "tiny.yaml"), cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-        try:
-            process.wait(timeout=rng.uniform(3, 12))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+    killed = []
+    for number, stage in enumerate(STAGES):
+        process = start(tmp_path, stage)
+        time.sleep(0.2 * (number % 3))
+        process.kill()
+        process.communicate()
+        if not (tmp_path / "runs/tiny" / stage / "manifest.json").exists():
+            killed.append(stage)
+    assert {"label", "fit", "eval"} & set(killed), "no stage was caught at work"
     rpam(tmp_path, "run", "tiny.yaml")
     assert contents(tmp_path / "runs/tiny") == contents(trip / "runs/tiny")
+    assert not list(tmp_path.rglob("*.part*"))
 
 
 def test_an_interrupt_says_how_to_go_on(tmp_path: Path) -> None:
     write_recipe(tmp_path)
-    process = subprocess.Popen(
-        command("run", "tiny.yaml"), cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    while not (tmp_path / "runs/tiny/label/started.json").exists():
-        assert process.poll() is None
-        time.sleep(0.05)
+    process = start(tmp_path, "label")
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -167,10 +175,23 @@ def test_an_interrupt_says_how_to_go_on(tmp_path: Path) -> None:
     assert b"Traceback" not in errors
 
 
-def test_a_changed_fit_measures_only_the_merge_again(trip: Path) -> None:
-    write_recipe(trip, fit={"epochs": 1})
-    output = rpam(trip, "run", "tiny.yaml")
+def test_a_changed_fit_measures_only_the_merge_again(trip: Path, tmp_path: Path) -> None:
+    shutil.copytree(trip, tmp_path / "copy")
+    write_recipe(tmp_path / "copy", fit={"epochs": 1})
+    output = rpam(tmp_path / "copy", "run", "tiny.yaml")
     assert "reused from runs/tiny: label, capture" in output
     assert "3 of 6 models are measured already" in output
     assert "measuring Merge f16" in output
     assert "measuring Long" not in output
+
+
+def test_a_damaged_file_is_made_again(trip: Path, tmp_path: Path) -> None:
+    shutil.copytree(trip, tmp_path / "copy")
+    run = tmp_path / "copy" / "runs/tiny"
+    before = contents(run)
+    damaged = run / "quantize/tiny-q8_0.gguf"
+    damaged.write_bytes(damaged.read_bytes()[:1000])
+    output = rpam(tmp_path / "copy", "run", "tiny.yaml")
+    assert "[quantize] done" in output
+    assert "[fit]" not in output
+    assert contents(run) == before
