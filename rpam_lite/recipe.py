@@ -116,7 +116,10 @@ class Recipe(_Section):
     version: Literal[1]
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     seed: int = Field(1, ge=0)
-    threads: Positive = 2
+    threads: Positive = Field(2, description="of torch, in capture and fit")
+    engine_threads: Positive = Field(
+        2, description="of llama.cpp; its threads wait for each other by spinning, so stay below the idle cores"
+    )
     parents: Parents
     label: Label
     capture: Capture = Capture()

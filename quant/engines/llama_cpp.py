@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,15 +30,27 @@ def _keep_log(level: int, text: bytes, user_data: ctypes.c_void_p) -> None:
     _log_tail.append(text.decode("utf-8", errors="replace"))
 
 
-@dataclass
 class _Slot:
-    """One running sequence."""
+    """One running sequence: what it still has to decode, and what it has generated."""
 
-    sequence: int
-    request: Request
-    pending: tuple[int, ...]
-    position: int = 0
-    token_ids: list[int] = field(default_factory=list)
+    def __init__(self, sequence: int, request: Request) -> None:
+        self.sequence, self.request = sequence, request
+        self.pending = request.prompt
+        self.position = 0
+        self.row: int | None = None  # of its last token in the batch, until the next one is drawn
+        self.token_ids: list[int] = []
+
+    @cached_property
+    def sampler(self) -> Any:
+        """The request's sampler chain; it lives in llama.cpp until `free`."""
+        return _sampler(self.request.sampling)
+
+    def free(self) -> None:
+        """Free the sampler."""
+        llama_cpp.llama_sampler_free(self.sampler)
+
+
+_IDLE = Request("", (0,), 1)
 
 
 class LlamaCppEngine:
@@ -126,44 +137,65 @@ class LlamaCppEngine:
         """
         if not requests:
             return
-        waiting = deque(requests)
+        # Long prompts tend to long answers: started first, they leave no tail of lonely sequences.
+        waiting = deque(sorted(requests, key=lambda r: -len(r.prompt)))
         parallel = min(self.parallel, len(requests))
         room = max(len(r.prompt) + r.max_tokens for r in requests)
         context = self._new_context(parallel, room)
         batch = llama_cpp.llama_batch_init(parallel * room, 0, 1)
-        slots: list[_Slot] = []
-        free = list(range(parallel))
-        samplers: dict[int, Any] = {}
+        slots: dict[int, _Slot] = {}
         try:
             while waiting or slots:
-                # Prompts cost an extra pass each time they join, so let a few slots gather first.
-                if waiting and (len(free) * 4 >= parallel or not slots):
-                    while free and waiting:
-                        slot = _Slot(free.pop(), waiting[0], waiting.popleft().prompt)
-                        samplers[slot.sequence] = _sampler(slot.request.sampling)
-                        slots.append(slot)
-                still_running = []
-                rows = _fill(batch, slots)
-                if (status := llama_cpp.llama_decode(context, batch)) != 0:
-                    raise RpamError(f"{self.path}: llama.cpp failed to decode (status {status}; {_last_log_line()}).")
-                for slot, row in zip(slots, rows, strict=True):
-                    token = llama_cpp.llama_sampler_sample(samplers[slot.sequence], context, row)
-                    slot.position += len(slot.pending)
-                    slot.pending = (token,)
-                    completion = self._finished(slot, token)
-                    if completion is None:
-                        still_running.append(slot)
+                # A prompt costs a pass of its own, so let some slots gather before the next ones join.
+                if waiting and (parallel - len(slots)) * 4 >= parallel:
+                    joining = [_Slot(i, waiting.popleft()) for i in range(parallel) if i not in slots and waiting]
+                    slots |= {slot.sequence: slot for slot in joining}
+                    batched = joining
+                else:
+                    # llama.cpp decodes sequences in one pass only if their numbers follow each other: an
+                    # idle one that decodes a token for nothing is far cheaper than a second pass.
+                    batched = [slots.get(i) or _Slot(i, _IDLE) for i in range(min(slots), max(slots) + 1)]
+                self._decode(context, batch, batched)
+                for slot in list(slots.values()):
+                    if slot.row is None:
                         continue
-                    llama_cpp.llama_sampler_free(samplers.pop(slot.sequence))
-                    llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(context), slot.sequence, -1, -1)
-                    free.append(slot.sequence)
-                    yield completion
-                slots = still_running
+                    completion = self._advance(context, slot)
+                    if completion is not None:
+                        del slots[slot.sequence]
+                        slot.free()
+                        yield completion
         finally:
-            for sampler in samplers.values():
-                llama_cpp.llama_sampler_free(sampler)
+            for slot in slots.values():
+                slot.free()
             llama_cpp.llama_batch_free(batch)
             llama_cpp.llama_free(context)
+
+    def _decode(self, context: Any, batch: Any, slots: Sequence[_Slot]) -> None:
+        """One pass over the pending tokens of these slots."""
+        memory = llama_cpp.llama_get_memory(context)
+        row = 0
+        for slot in slots:
+            if slot.position == 0:
+                llama_cpp.llama_memory_seq_rm(memory, slot.sequence, -1, -1)
+            for offset, token in enumerate(slot.pending):
+                batch.token[row] = token
+                batch.pos[row] = slot.position + offset
+                batch.n_seq_id[row] = 1
+                batch.seq_id[row][0] = slot.sequence
+                batch.logits[row] = offset == len(slot.pending) - 1
+                row += 1
+            slot.row = row - 1
+        batch.n_tokens = row
+        if (status := llama_cpp.llama_decode(context, batch)) != 0:
+            raise RpamError(f"{self.path}: llama.cpp failed to decode (status {status}; {_last_log_line()}).")
+
+    def _advance(self, context: Any, slot: _Slot) -> Completion | None:
+        """Draw the slot's next token; its completion if that ends it."""
+        token = llama_cpp.llama_sampler_sample(slot.sampler, context, slot.row)
+        slot.position += len(slot.pending)
+        slot.pending = (token,)
+        slot.row = None
+        return self._finished(slot, token)
 
     def _new_context(self, parallel: int, room: int) -> Any:
         params = llama_cpp.llama_context_default_params()
@@ -215,23 +247,6 @@ def _sampler(sampling: Sampling) -> Any:
     ):
         llama_cpp.llama_sampler_chain_add(chain, part)
     return chain
-
-
-def _fill(batch: Any, slots: Sequence[_Slot]) -> list[int]:
-    """Put every slot's pending tokens into the batch; return the row of each slot's last token."""
-    row = 0
-    last_rows = []
-    for slot in slots:
-        for offset, token in enumerate(slot.pending):
-            batch.token[row] = token
-            batch.pos[row] = slot.position + offset
-            batch.n_seq_id[row] = 1
-            batch.seq_id[row][0] = slot.sequence
-            batch.logits[row] = offset == len(slot.pending) - 1
-            row += 1
-        last_rows.append(row - 1)
-    batch.n_tokens = row
-    return last_rows
 
 
 def _last_log_line() -> str:

@@ -18,7 +18,8 @@ from export.gguf.write import write_gguf
 from quant.engines import Request, Sampling
 from quant.engines.llama_cpp import LlamaCppEngine
 from quant.evaluate import Record, summarize, summarize_by_level, to_record
-from quant.tasks.questions import Question, load_questions
+from quant.tasks.questions import Question
+from recipes.tiny.questions import draw_questions
 from rpam_lite.checkpoint.source import CheckpointSource
 
 MAX_TOKENS, LONG_THINK_TOKENS = 320, 8
@@ -61,9 +62,13 @@ def promises(records: dict[str, list[Record]]) -> dict[str, bool]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Print the table of the embedded pair.")
     parser.add_argument("--pair", type=Path, default=Path("recipes/tiny"), help="folder with base/ long/ short/")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--per-level", type=int, default=100, help="held-out questions a level")
+    parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
-    questions = load_questions(args.pair / "evaluation.jsonl")
+    questions = [
+        Question(str(i), question, str(problem.answer), problem.level)
+        for i, (problem, question) in enumerate(draw_questions("evaluation", args.per_level, seed=1))
+    ]
     records = {
         name: measure(args.pair / name, questions, 1.0 if name == "base" else 0.0, args.threads)
         for name in ("long", "short", "base")

@@ -63,6 +63,7 @@ class Phase:
     warmup: int
     easy_from: int | None = None  # step from which `easy_share` of the questions are of levels 1 and 2
     easy_share: float = 0.5
+    hard_share: float = 0.0  # share of questions of levels 7 and 8
     max_start: int = MAX_START
     decay: bool = True
     stream: str | None = None  # names the stream of questions; the phase's own name without it
@@ -76,6 +77,16 @@ def mixed(respond_long: Callable[[Problem], str]) -> Respond:
         return respond_long(problem) if long else short_response(problem)
 
     return respond
+
+
+def only_long(problem: Problem, rng: random.Random) -> str:
+    """Always the Long-CoT way."""
+    return long_response(problem)
+
+
+def only_short(problem: Problem, rng: random.Random) -> str:
+    """Always the Short-CoT way."""
+    return short_response(problem)
 
 
 # `rewriting` comes first because copying a question into an expression is what takes longest to learn.
@@ -95,16 +106,29 @@ PHASES = {
             stream="base",
         ),
         Phase("base", "rewriting", mixed(long_response), steps=900, learning_rate=1.5e-3, warmup=50, easy_from=0),
-        Phase("long", "base", lambda p, _: long_response(p), steps=200, learning_rate=4e-4, warmup=20),
+        Phase("long-early", "base", only_long, steps=200, learning_rate=4e-4, warmup=20, stream="long"),
+        Phase("long", "long-early", only_long, steps=250, learning_rate=5e-4, warmup=20, hard_share=0.6),
         Phase(
-            "short",
+            "short-early",
             "base",
-            lambda p, _: short_response(p),
+            only_short,
             steps=700,
             learning_rate=1e-3,
             warmup=20,
             easy_from=0,
             easy_share=0.85,
+            stream="short",
+        ),
+        Phase(
+            "short",
+            "short-early",
+            only_short,
+            steps=300,
+            learning_rate=8e-4,
+            warmup=20,
+            easy_from=0,
+            easy_share=0.85,
+            max_start=20,
         ),
     )
 }
@@ -141,7 +165,8 @@ def batches(tokenizer: Tokenizer, phase: Phase, seed: int) -> Iterator[Batch]:
         for _ in range(QUESTIONS_A_POOL):
             # Answers in one's head that can be learnt at all are those of levels 1 and 2.
             top = 2 if easy and rng.random() < phase.easy_share else hardest
-            problem = draw_problem(rng, rng.randint(1, top), "train", phase.max_start)
+            bottom = 7 if phase.hard_share and rng.random() < phase.hard_share else 1
+            problem = draw_problem(rng, rng.randint(bottom, top), "train", phase.max_start)
             prompt = f"{TURN_START}user\n{ask(problem, rng)}{TURN_END}\n{TURN_START}assistant\n"
             response = phase.respond(problem, rng)
             prompt_ids = tokenizer.encode(prompt).ids

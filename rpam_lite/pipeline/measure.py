@@ -72,7 +72,7 @@ def run_eval(run: Run) -> None:
     settings, folder = run.recipe.eval, run.of("eval")
     questions = load_questions(settings.questions)
     prompts = donor_prompts(run, questions)
-    decoding = (settings.max_tokens, settings.parallel, run.recipe.threads)
+    decoding = (settings.max_tokens, settings.parallel, run.recipe.engine_threads)
     asked = json.dumps([RECORD_VERSION, GRADER_VERSION, identity(settings.questions), *decoding, *prompts.items()])
     listed = rows(run)
     files = {row.name: folder / f"records-{_key(row, asked)}.jsonl" for row in listed}
@@ -106,7 +106,7 @@ def _measure(
     if row.make is not None:
         row.make()
     try:
-        with LlamaCppEngine(row.file, settings.parallel, run.recipe.threads) as engine:
+        with LlamaCppEngine(row.file, settings.parallel, run.recipe.engine_threads) as engine:
             return evaluate(engine, questions, file, settings.max_tokens, prompts, partial(step, ""))
     finally:
         if row.make is not None:

@@ -51,7 +51,7 @@ def run_label(run: Run) -> None:
     samples = {}
     for name in ("long", "short"):
         step = run.progress.start(f"sampling {name}", len(questions) * settings.samples)
-        with LlamaCppEngine(parent_gguf(run, name), settings.parallel, recipe.threads) as engine:
+        with LlamaCppEngine(parent_gguf(run, name), settings.parallel, recipe.engine_threads) as engine:
             samples[name] = sample_parent(
                 engine,
                 questions,
@@ -72,7 +72,7 @@ def donor_prompts(run: Run, questions: Sequence[Question]) -> dict[str, tuple[in
     """Token ids of every question in the donor's template: the one that the merge will answer in."""
     from quant.engines.llama_cpp import LlamaCppEngine
 
-    with LlamaCppEngine(parent_gguf(run, run.recipe.merge.donor)) as engine:
+    with LlamaCppEngine(parent_gguf(run, run.recipe.merge.donor), threads=1) as engine:
         return {q.key: engine.chat_prompt(q.question) for q in questions}
 
 

@@ -39,7 +39,7 @@ _ORDER = (
         lambda r: [
             r.name,
             r.seed,
-            r.threads,
+            r.engine_threads,
             r.merge.donor,
             r.export.type,
             GRADER_VERSION,
@@ -95,7 +95,7 @@ _ORDER = (
         ("label", "export", "quantize"),
         lambda r: [
             r.seed,
-            r.threads,
+            r.engine_threads,
             GRADER_VERSION,
             RECORD_VERSION,
             r.merge.model_dump(),

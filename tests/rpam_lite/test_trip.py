@@ -40,7 +40,7 @@ def write_recipe(folder: Path, **changes: dict[str, Any]) -> None:
     recipe = yaml.safe_load((ROOT / "recipes/tiny.yaml").read_text(encoding="utf-8"))
     for parent in recipe["parents"]:
         recipe["parents"][parent] = str(ROOT / "recipes" / recipe["parents"][parent])
-    for section, every in (("label", 8), ("eval", 50)):
+    for section, every in (("label", 8), ("eval", 25)):
         lines = (ROOT / "recipes" / recipe[section]["questions"]).read_text(encoding="utf-8").splitlines()
         (folder / f"{section}.jsonl").write_text("\n".join(lines[::every]) + "\n", encoding="utf-8")
         recipe[section]["questions"] = f"{section}.jsonl"
@@ -48,7 +48,6 @@ def write_recipe(folder: Path, **changes: dict[str, Any]) -> None:
     recipe["capture"]["questions_per_class"] = 8
     recipe["fit"] |= {"epochs": 2, "batch_questions": 8}
     recipe["eval"]["scalar_curve"] = [0.5]
-    recipe["threads"] = 1
     for section, values in changes.items():
         recipe[section] |= values
     (folder / "tiny.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
