@@ -34,7 +34,7 @@ setup: $(VENV)/.ready
 # The llama.cpp build takes minutes and needs nothing of the rest, so both run side by side.
 $(VENV)/.ready: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "Setting up .venv (once): Python packages download while llama.cpp compiles."
-	@echo "That takes about 4 minutes on 2 cores; later calls start at once."
+	@echo "That takes about 6 minutes on 2 cores; later calls start at once."
 	@$(MAKE) --no-print-directory -j2 $(VENV)/.packages $(WHEELS)/.built
 	@$(PIP) install -q --no-deps $(WHEELS)/llama_cpp_python-*.whl
 	@$(PIP) install -q -c constraints.txt -e '.[dev]'
