@@ -1,5 +1,6 @@
 # make merge [RECIPE=recipes/NAME.yaml]   set up, then run the trip (the embedded tiny pair without RECIPE)
 # make test                               set up, then run the tests
+# make bench                              speed and memory against the naive way (minutes)
 # make check                              lint, format, types, import contracts
 PYTHON ?= python3
 RECIPE ?= recipes/tiny.yaml
@@ -14,7 +15,7 @@ export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_EXA
 	-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_CURL=OFF \
 	-DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/quant/llama_library_only.cmake
 
-.PHONY: merge test check setup clean
+.PHONY: merge test bench check setup clean
 .DELETE_ON_ERROR:
 
 merge: setup
@@ -22,6 +23,9 @@ merge: setup
 
 test: setup
 	@$(BIN)/python -m pytest
+
+bench: setup
+	@$(BIN)/python -m bench.fit
 
 check: setup
 	@$(BIN)/ruff check .

@@ -79,6 +79,28 @@ def run_command(recipe: RecipeArgument, runs: RunsOption = Path("runs")) -> None
     _with_run(recipe, runs, run_all)
 
 
+@app.command("plan")
+def plan_command(
+    recipe: Annotated[Path | None, typer.Argument(metavar="[RECIPE]", help="recipe file or name")] = None,
+    shape: Annotated[str | None, typer.Option(help="a well-known model instead, such as qwen2.5-7b")] = None,
+    questions: Annotated[int, typer.Option(min=1, help="questions in the calibration set")] = 128,
+    tokens: Annotated[int, typer.Option(min=2, help="prompt and response of each")] = 256,
+    host: Annotated[str | None, typer.Option(help="host memory, such as 32GiB; what is free without it")] = None,
+) -> None:
+    """Say how capture and fit would work on cards of 8, 12, 16 and 24 GB, from configs alone.
+
+    Example: rpam plan --shape qwen2.5-7b --host 32GiB
+    """
+    from rpam_lite.pipeline.planning import plan_cards
+    from rpam_lite.recipe import parse_size
+
+    loaded = load_recipe(recipe) if recipe else None
+    table, full = plan_cards(loaded, shape, questions, tokens, parse_size(host, "--host") if host else None)
+    console = Console(soft_wrap=True)
+    console.print(table)
+    console.print(full, markup=False, highlight=False)
+
+
 def _add_stage_command(name: str) -> None:
     def command(recipe: RecipeArgument, runs: RunsOption = Path("runs")) -> None:
         _with_run(recipe, runs, lambda run: run_one(name, run))
@@ -105,9 +127,14 @@ def options(
 
 
 def main() -> None:
-    """Entry point: every error is one sentence on stderr and an exit code."""
+    """Entry point of `rpam`."""
+    fail_in_one_sentence(app)
+
+
+def fail_in_one_sentence(command: Callable[[], object]) -> None:
+    """Run a command; every error is one sentence on stderr and an exit code."""
     try:
-        app()
+        command()
     except Interrupted:
         _fail("interrupted; run the same command again to go on.", 130)
     except RpamError as error:

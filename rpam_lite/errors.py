@@ -7,6 +7,7 @@ EXTRA_OF = {
     "torch": "merge",
     "transformers": "merge",
     "tokenizers": "merge",
+    "bitsandbytes": "lowbit",
     "gguf": "gguf",
     "llama_cpp": "gguf",
     "math_verify": "eval",

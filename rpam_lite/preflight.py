@@ -18,7 +18,8 @@ from export.gguf.tokenizer import check_tokenizer
 from export.gguf.write import EMBEDDING
 from quant.gguf import quantization_types
 from quant.tasks.questions import load_questions
-from rpam_lite.checkpoint.source import CheckpointSource
+from rpam_lite.checkpoint.adapter import open_parent
+from rpam_lite.checkpoint.source import ParentSource
 from rpam_lite.checkpoint.vocabulary import chat_template, differing_tokens, tokens_by_id
 from rpam_lite.errors import RpamError
 from rpam_lite.recipe import Recipe
@@ -55,9 +56,9 @@ def check(recipe: Recipe, run_folder: Path) -> list[Finding]:
     folders = {"long": recipe.parents.long, "short": recipe.parents.short}
     if recipe.parents.base is not None:
         folders["base"] = recipe.parents.base
-    sources: dict[str, CheckpointSource] = {}
+    sources: dict[str, ParentSource] = {}
     for name, folder in folders.items():
-        opened = _attempt(findings, "checkpoint", partial(CheckpointSource, folder))
+        opened = _attempt(findings, "checkpoint", partial(open_parent, folder, recipe.parents.base))
         if opened is not None:
             sources[name] = opened
     for source in sources.values():
@@ -66,7 +67,7 @@ def check(recipe: Recipe, run_folder: Path) -> list[Finding]:
         for name in sources.keys() - {"long"}:
             findings += _compare(sources["long"], sources[name])
     if recipe.merge.donor in sources:
-        findings += _check_template(folders[recipe.merge.donor])
+        findings += _check_template(sources[recipe.merge.donor].folder)
     findings += _check_questions(recipe)
     findings += _check_quantization(recipe.quantize.types)
     findings += _check_disk(list(sources.values()), run_folder)
@@ -84,7 +85,7 @@ def _attempt(findings: list[Finding], code: str, action: Callable[[], Any]) -> A
     return None
 
 
-def _check_exportable(source: CheckpointSource) -> list[Finding]:
+def _check_exportable(source: ParentSource) -> list[Finding]:
     """What would stop the GGUF export, which comes late, or the sampling of the parents."""
     findings: list[Finding] = []
     _attempt(findings, "architecture", partial(check_names, source, source.config, source.folder))
@@ -112,7 +113,7 @@ def _check_quantization(types: tuple[str, ...]) -> list[Finding]:
     ]
 
 
-def _compare(one: CheckpointSource, other: CheckpointSource) -> Iterator[Finding]:
+def _compare(one: ParentSource, other: ParentSource) -> Iterator[Finding]:
     """Findings about two checkpoints that are to be merged."""
     where = f"{one.folder} and {other.folder}"
     for field in SAME_SHAPE:
@@ -134,7 +135,7 @@ def _compare(one: CheckpointSource, other: CheckpointSource) -> Iterator[Finding
     yield from _compare_vocabularies(one.folder, other.folder, where)
 
 
-def _compare_tensors(one: CheckpointSource, other: CheckpointSource, where: str) -> Iterator[Finding]:
+def _compare_tensors(one: ParentSource, other: ParentSource, where: str) -> Iterator[Finding]:
     lone = sorted(set(one.names()) ^ set(other.names()))
     if lone:
         yield Finding("ERROR", "tensors", f"{where}: only one of them has {_some(lone)}.")
@@ -142,7 +143,8 @@ def _compare_tensors(one: CheckpointSource, other: CheckpointSource, where: str)
         if one.shape(name) != other.shape(name):
             yield Finding("ERROR", "tensors", f"{where}: {name} has shape {one.shape(name)} and {other.shape(name)}.")
     for source in (one, other):
-        strange = sorted({d for d in source.dtypes.values() if d not in ("BF16", "F16", "F32")})
+        dtypes = {str(source.dtype(name)).removeprefix("torch.") for name in source.names()}
+        strange = sorted(dtypes - {"bfloat16", "float16", "float32"})
         if strange:
             yield Finding(
                 "ERROR", "dtype", f"{source.folder}: holds {_some(strange)} tensors; use the unquantized checkpoint."
@@ -187,7 +189,7 @@ def _check_questions(recipe: Recipe) -> list[Finding]:
     return findings
 
 
-def _check_disk(sources: list[CheckpointSource], run_folder: Path) -> list[Finding]:
+def _check_disk(sources: list[ParentSource], run_folder: Path) -> list[Finding]:
     """A run writes, in 16-bit: the merge, its GGUF, both parents' GGUFs, one baseline; and the quantized ones."""
     existing = next(p for p in (run_folder.resolve(), *run_folder.resolve().parents) if p.exists())
     if not os.access(existing, os.W_OK):

@@ -6,12 +6,13 @@ relative to the recipe's own folder.
 
 from __future__ import annotations
 
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from rpam_lite.errors import RpamError
 
@@ -45,6 +46,31 @@ class Label(_Section):
     parallel: Positive = Field(16, description="sequences decoded side by side")
 
 
+def _bytes(value: object) -> object:
+    """`6GiB`, `500 MB` or a number of bytes."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]i?)?B?\s*", value)
+    if match is None:
+        raise ValueError("must be a size such as 6GiB, 500MB or a number of bytes")
+    unit = match[2] or ""
+    base = 1024 if unit.endswith("i") else 1000
+    return int(float(match[1]) * base ** " KMGT".index(unit[:1] or " "))
+
+
+Size = Annotated[int, BeforeValidator(_bytes), Field(gt=0)]
+
+
+class Memory(_Section):
+    """What capture and fit may use; without a value, most of what is free now."""
+
+    device: Size | None = Field(None, description="of the GPU, such as 6GiB; not read on a CPU")
+    host: Size | None = None
+    disk: Size | None = None
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    codec: Literal["auto", "exact", "bf16", "int8", "nf4"] = Field("auto", description="how both parents are held")
+
+
 class Capture(_Section):
     """Which questions and positions the hidden states are kept for."""
 
@@ -53,6 +79,7 @@ class Capture(_Section):
         ("prompt", "response"), min_length=1
     )
     response_tokens: Positive | None = Field(None, description="keep the first R response tokens; all without it")
+    response_stride: Positive = Field(1, description="of the response, keep every n-th token")
     skip_first_token: bool = Field(True, description="leave the attention sink at position 0 out")
     top_k: Positive = Field(64, description="next-token log-probabilities kept a position, tail apart")
 
@@ -60,16 +87,24 @@ class Capture(_Section):
 class Fit(_Section):
     """Objective and optimizer of lambda; the three terms are logged apart."""
 
-    granularity: Literal["layer", "matrix"] = "layer"
+    granularity: Literal["scalar", "layer", "block", "matrix", "row"] = "layer"
     start: float = 0.5
+    alignment: Literal["gap", "mean", "raw", "cosine"] = Field("gap", description="form of the alignment term")
     alignment_weight: NonNegative = 0.1
     contrastive_weight: NonNegative = 0.05
     kl_weight: NonNegative = 1.0
     temperature: float = Field(0.1, gt=0, description="tau of the contrastive term")
     long_weight: float = Field(1.0, gt=0, description="weight of a long-labelled question; short ones have 1")
-    epochs: Positive = 12
-    batch_questions: Positive = 32
-    learning_rate: float = Field(0.05, gt=0)
+    ridge: NonNegative = Field(0.0, description="weight of lambda's variance")
+    smoothness: NonNegative = Field(0.0, description="weight of lambda's squared steps from layer to layer")
+    sequential: bool = Field(True, description="start with a closed-form fit, layer by layer")
+    optimizer: Literal["adam", "lbfgs"] = "adam"
+    steps: Positive = Field(60, description="of the joint fit at most, each on the whole calibration set")
+    tolerance: NonNegative = Field(
+        1e-3, description="stop when ten steps lower the loss by less than this share; 0: never"
+    )
+    learning_rate: float = Field(0.05, gt=0, description="of Adam")
+    hessian: bool = Field(False, description="write the Hessian's eigenvalues (two gradients a lambda)")
     lower: float = Field(0.0, description="lambda is kept at or above this")
     upper: float = Field(1.0, description="lambda is kept at or below this")
 
@@ -122,12 +157,25 @@ class Recipe(_Section):
     )
     parents: Parents
     label: Label
+    memory: Memory = Memory()
     capture: Capture = Capture()
     fit: Fit = Fit()
     merge: Merge = Merge()
     export: Export = Export()
     quantize: Quantize = Quantize()
     eval: Eval
+
+
+def parse_size(text: str, where: str) -> int:
+    """Bytes of a size such as 6GiB; `where` it was given is named in the error.
+
+    Raises:
+        RpamError: It is none.
+    """
+    try:
+        return TypeAdapter(Size).validate_python(text)
+    except ValidationError:
+        raise RpamError(f"{where} {text}: must be a size such as 6GiB, 500MB or a number of bytes.") from None
 
 
 def load_recipe(path: Path) -> Recipe:

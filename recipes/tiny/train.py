@@ -61,9 +61,10 @@ class Phase:
     steps: int
     learning_rate: float
     warmup: int
-    easy_from: int | None = None  # step from which `easy_share` of the questions are of levels 1 and 2
+    easy_from: int | None = None  # step from which `easy_share` of the questions are easy ones
     easy_share: float = 0.5
-    hard_share: float = 0.0  # share of questions of levels 7 and 8
+    easy_levels: tuple[int, ...] = (1, 2)  # drawn from evenly
+    hard_share: float = 0.0  # share of the others that are of levels 6 to 8
     max_start: int = MAX_START
     decay: bool = True
     stream: str | None = None  # names the stream of questions; the phase's own name without it
@@ -105,29 +106,44 @@ PHASES = {
             decay=False,
             stream="base",
         ),
-        Phase("base", "rewriting", mixed(long_response), steps=900, learning_rate=1.5e-3, warmup=50, easy_from=0),
-        Phase("long-early", "base", only_long, steps=200, learning_rate=4e-4, warmup=20, stream="long"),
-        Phase("long", "long-early", only_long, steps=250, learning_rate=5e-4, warmup=20, hard_share=0.6),
         Phase(
-            "short-early",
-            "base",
-            only_short,
-            steps=700,
-            learning_rate=1e-3,
-            warmup=20,
+            "mixed",
+            "rewriting",
+            mixed(long_response),
+            steps=2400,
+            learning_rate=1.5e-3,
+            warmup=50,
             easy_from=0,
-            easy_share=0.85,
-            stream="short",
+            hard_share=0.3,
+            max_start=20,
+            stream="base",
         ),
         Phase(
+            "base",
+            "mixed",
+            mixed(long_response),
+            steps=1600,
+            learning_rate=1.5e-3,
+            warmup=50,
+            easy_from=0,
+            easy_share=0.8,
+            easy_levels=(1, 2, 2, 2),
+            hard_share=0.5,
+            max_start=20,
+            stream="easy",
+        ),
+        # Light fine-tuning: parents that leave the neighbourhood of `base` can't be interpolated.
+        Phase("long", "base", only_long, steps=250, learning_rate=3e-4, warmup=20, hard_share=0.6),
+        Phase(
             "short",
-            "short-early",
+            "base",
             only_short,
-            steps=300,
-            learning_rate=8e-4,
+            steps=400,
+            learning_rate=3e-4,
             warmup=20,
             easy_from=0,
-            easy_share=0.85,
+            easy_share=0.8,
+            easy_levels=(1, 2, 2, 2),
             max_start=20,
         ),
     )
@@ -164,9 +180,13 @@ def batches(tokenizer: Tokenizer, phase: Phase, seed: int) -> Iterator[Batch]:
         rows = []
         for _ in range(QUESTIONS_A_POOL):
             # Answers in one's head that can be learnt at all are those of levels 1 and 2.
-            top = 2 if easy and rng.random() < phase.easy_share else hardest
-            bottom = 7 if phase.hard_share and rng.random() < phase.hard_share else 1
-            problem = draw_problem(rng, rng.randint(bottom, top), "train", phase.max_start)
+            if easy and rng.random() < phase.easy_share:
+                level = rng.choice(phase.easy_levels)
+            elif phase.hard_share and rng.random() < phase.hard_share:
+                level = rng.randint(6, hardest)
+            else:
+                level = rng.randint(1, hardest)
+            problem = draw_problem(rng, level, "train", phase.max_start)
             prompt = f"{TURN_START}user\n{ask(problem, rng)}{TURN_END}\n{TURN_START}assistant\n"
             response = phase.respond(problem, rng)
             prompt_ids = tokenizer.encode(prompt).ids
@@ -213,11 +233,11 @@ def weighted_loss(logits: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
 
 
 def learning_rate_at(phase: Phase, step: int) -> float:
-    """Linear warm-up, a plateau, and a linear descent to a tenth over the last fifth."""
+    """Linear warm-up, a plateau, and a linear descent to a tenth over the last quarter."""
     rise = (step + 1) / phase.warmup
     if not phase.decay:
         return phase.learning_rate * min(1.0, rise)
-    fall = 0.1 + 0.9 * (phase.steps - step) / (0.2 * phase.steps)
+    fall = 0.1 + 0.9 * (phase.steps - step) / (0.25 * phase.steps)
     return phase.learning_rate * min(1.0, rise, fall)
 
 

@@ -6,6 +6,19 @@ import torch
 
 
 def interpolate(short: torch.Tensor, long: torch.Tensor, weight: float | torch.Tensor) -> torch.Tensor:
-    """S + weight * (L - S) in fp32; `weight` (lambda) is that of the Long parent."""
+    """S + weight * (L - S) in fp32.
+
+    Args:
+        short: The Short parent's tensor.
+        long: The Long parent's, of the same shape.
+        weight: Lambda, that of the Long parent: a number, a scalar tensor, or one value a row.
+    """
     s = short.float()
-    return s + weight * (long.float() - s)
+    return s + broadcast(weight, s.ndim) * (long.float() - s)
+
+
+def broadcast(weight: float | torch.Tensor, ndim: int) -> float | torch.Tensor:
+    """Lambda in a form that multiplies a tensor of `ndim` dimensions, row by row if it is a vector."""
+    if isinstance(weight, torch.Tensor) and weight.ndim == 1:
+        return weight.view(-1, *[1] * (ndim - 1))
+    return weight

@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from rpam_lite.checkpoint.files import read_json
+from rpam_lite.checkpoint.ranges import Extent, read_bytes, read_header, read_rows
 from rpam_lite.errors import RpamError
 
 
@@ -34,6 +35,32 @@ class TensorSource(Protocol):
         ...
 
 
+class ParentSource(TensorSource, Protocol):
+    """A parent: a source with a config and a folder, whose tensors can be read in pieces."""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The model's config."""
+        ...
+
+    @property
+    def folder(self) -> Path:
+        """Where config and tokenizer lie."""
+        ...
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Type of one tensor, known without reading it."""
+        ...
+
+    def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Some rows of one tensor."""
+        ...
+
+    def read_into(self, name: str, out: torch.Tensor) -> None:
+        """Read one tensor into `out`, of its shape and type, contiguous, on the CPU."""
+        ...
+
+
 class CheckpointSource:
     """A Hugging Face folder: config.json and one or more safetensors files.
 
@@ -47,15 +74,15 @@ class CheckpointSource:
             raise RpamError(f"{folder}: no such checkpoint folder; check the path under `parents` in the recipe.")
         self.config: dict[str, Any] = read_json(folder / "config.json", "the checkpoint's config")
         self._file_of: dict[str, Any] = {}
+        self._extent_of: dict[str, Extent] = {}
         self._shape_of: dict[str, tuple[int, ...]] = {}
-        self.dtypes: dict[str, str] = {}
         for file in self._weight_files():
             handle = self._open(file)
+            self._extent_of |= read_header(file)
             for name in handle.keys():  # noqa: SIM118 - a safetensors handle is no mapping
                 piece = handle.get_slice(name)
                 self._file_of[name] = handle
                 self._shape_of[name] = tuple(piece.get_shape())
-                self.dtypes[name] = piece.get_dtype()
 
     def names(self) -> list[str]:
         """Tensor names, sorted."""
@@ -69,6 +96,19 @@ class CheckpointSource:
         """One tensor as stored."""
         tensor: torch.Tensor = self._file_of[name].get_tensor(name)
         return tensor
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Type of one tensor, from the header."""
+        return self._extent_of[name].dtype
+
+    def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Rows `start` to `stop` of one tensor as stored."""
+        return read_rows(self._extent_of[name], start, stop)
+
+    def read_into(self, name: str, out: torch.Tensor) -> None:
+        """Read one tensor's bytes into `out`, contiguous, of its shape and type, on the CPU."""
+        extent = self._extent_of[name]
+        read_bytes(extent.file, extent.offset, out.view(-1).view(torch.uint8))
 
     def _weight_files(self) -> list[Path]:
         index = self.folder / "model.safetensors.index.json"

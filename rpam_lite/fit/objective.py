@@ -3,8 +3,8 @@
 Three terms, each one number a question, so that a batch is a weighted sum of its questions and
 nothing depends on who else is in it:
 
-- `alignment`: squared distance of the merged hidden states to the selected parent's, divided by the
-  mean squared gap between the parents: 0 at the selected parent, 1 at the other;
+- `alignment`: distance of the merged hidden states to the selected parent's, by default divided by
+  the mean squared gap between the parents: 0 at the selected parent, 1 at the other;
 - `contrastive`: the merged state must resemble the selected parent's more than the other's;
 - `kl_to_targets`: KL divergence from the selected parent's next-token distribution on its response.
 
@@ -13,7 +13,11 @@ After RPAM (arXiv 2601.03506), with a gap-normalised distance and the true negat
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
+
+AlignmentForm = Literal["gap", "mean", "raw", "cosine"]
 
 
 def squared_distance(a: torch.Tensor, b: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -30,21 +34,37 @@ def squared_distance(a: torch.Tensor, b: torch.Tensor, mask: torch.Tensor) -> to
     return ((a - b).square().sum(-1) * mask).sum(-1)
 
 
-def alignment(merged: torch.Tensor, selected: torch.Tensor, mask: torch.Tensor, mean_gap: torch.Tensor) -> torch.Tensor:
-    """Gap-normalised squared distance to the selected parent's hidden states, a question.
+def alignment(
+    merged: torch.Tensor,
+    selected: torch.Tensor,
+    mask: torch.Tensor,
+    mean_gap: torch.Tensor,
+    form: AlignmentForm = "gap",
+) -> torch.Tensor:
+    """Distance to the selected parent's hidden states, a question.
 
     Args:
         merged: Hidden states of the merged model, float32 [questions, positions, hidden].
         selected: Those of the parent that the label selects, same shape.
         mask: float32 [questions, positions].
         mean_gap: Mean over all calibration questions of the squared distance between the two
-            parents at this layer, float32 scalar.
+            parents at this layer, float32 scalar; `gap` reads it.
+        form: `gap`, squared distance divided by `mean_gap`: its mean over the calibration set is 0
+            at the selected parent and 1 at the other; `mean`, squared distance a value; `raw`, the
+            plain sum of squares, as in the RPAM release; `cosine`, 1 - cosine, a position.
 
     Returns:
-        float32 [questions]; its mean over the calibration set is 0 at the selected parent and 1 at
-        the other.
+        float32 [questions].
     """
-    return squared_distance(merged, selected, mask) / (mean_gap + torch.finfo(mean_gap.dtype).tiny)
+    if form == "cosine":
+        cosine = torch.nn.functional.cosine_similarity(merged, selected, dim=-1)
+        return ((1 - cosine) * mask).sum(-1) / mask.sum(-1).clamp_min(1)
+    squares = squared_distance(merged, selected, mask)
+    if form == "raw":
+        return squares
+    if form == "mean":
+        return squares / (merged.shape[-1] * mask.sum(-1).clamp_min(1))
+    return squares / (mean_gap + torch.finfo(mean_gap.dtype).tiny)
 
 
 def contrastive(
@@ -67,27 +87,20 @@ def contrastive(
     return torch.nn.functional.softplus((d - c) / temperature)
 
 
-def kl_to_targets(
-    logits: torch.Tensor,
-    target_ids: torch.Tensor,
-    target_logprobs: torch.Tensor,
-    target_tail: torch.Tensor,
-) -> torch.Tensor:
+def kl_to_targets(logprobs: torch.Tensor, target_logprobs: torch.Tensor, target_tail: torch.Tensor) -> torch.Tensor:
     """KL(target || merged) a position, the target being top-k log-probabilities and the tail's mass.
 
     Everything outside the top k counts as one token, so the value is a lower bound of the exact KL
     divergence, and equal to it when k is the vocabulary's size.
 
     Args:
-        logits: Of the merged model, float32 [positions, vocabulary].
-        target_ids: int64 [positions, k].
+        logprobs: Of the merged model, at the target's tokens, float32 [positions, k].
         target_logprobs: float32 [positions, k].
         target_tail: Probability outside the top k, float32 [positions].
 
     Returns:
         float32 [positions].
     """
-    logprobs = torch.log_softmax(logits, dim=-1).gather(-1, target_ids)
     head = (target_logprobs.exp() * (target_logprobs - logprobs)).sum(-1)
     # 1 - sum of probabilities, kept away from 0 where rounding would make the logarithm infinite.
     tail = (1 - logprobs.exp().sum(-1)).clamp_min(1e-9)
@@ -96,7 +109,7 @@ def kl_to_targets(
 
 def mean_by_question(values: torch.Tensor, question: torch.Tensor, questions: int) -> torch.Tensor:
     """Mean of `values` [positions] over the positions of each question, float32 [questions]."""
-    sums = torch.zeros(questions, dtype=values.dtype).index_add(0, question, values)
+    sums = torch.zeros(questions, dtype=values.dtype, device=values.device).index_add(0, question, values)
     counts = torch.bincount(question, minlength=questions).clamp_min(1)
     return sums / counts
 
@@ -105,3 +118,20 @@ def _flat_cosine(a: torch.Tensor, b: torch.Tensor, mask: torch.Tensor) -> torch.
     a = (a * mask.unsqueeze(-1)).flatten(1)
     b = (b * mask.unsqueeze(-1)).flatten(1)
     return torch.nn.functional.cosine_similarity(a, b, dim=-1)
+
+
+def ridge(values: torch.Tensor) -> torch.Tensor:
+    """Mean squared deviation of lambda from its mean."""
+    return (values - values.mean()).square().mean()
+
+
+def roughness(values: torch.Tensor, neighbours: torch.Tensor) -> torch.Tensor:
+    """Mean squared step of lambda from one decoder layer to the next.
+
+    Args:
+        values: All lambdas, float32 [values].
+        neighbours: Indices of the same part of consecutive layers, int64 [2, pairs].
+    """
+    if neighbours.shape[1] == 0:
+        return values.sum() * 0
+    return (values[neighbours[1]] - values[neighbours[0]]).square().mean()

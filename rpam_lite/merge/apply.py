@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from rpam_lite.checkpoint.arithmetic import interpolate
-from rpam_lite.checkpoint.source import CheckpointSource
+from rpam_lite.checkpoint.source import ParentSource
 
 
 class MergedSource:
@@ -16,22 +16,22 @@ class MergedSource:
     Args:
         long: The Long parent.
         short: The Short parent; same names and shapes (preflight has checked it).
-        coefficient: Lambda by tensor name.
+        coefficient: Lambda by tensor name: one value, or one a row.
         dtype: What every merged tensor is rounded to, once.
     """
 
     def __init__(
         self,
-        long: CheckpointSource,
-        short: CheckpointSource,
-        coefficient: Callable[[str], float],
+        long: ParentSource,
+        short: ParentSource,
+        coefficient: Callable[[str], float | torch.Tensor],
         dtype: torch.dtype,
     ) -> None:
         self.long, self.short, self.coefficient, self.dtype = long, short, coefficient, dtype
 
     def names(self) -> list[str]:
         """Tensor names, sorted."""
-        return self.long.names()
+        return list(self.long.names())
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of one tensor."""

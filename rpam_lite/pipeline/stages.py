@@ -37,15 +37,15 @@ def run_label(run: Run) -> None:
     from quant.engines import Sampling
     from quant.engines.llama_cpp import LlamaCppEngine
     from quant.tasks.questions import load_questions
-    from rpam_lite.checkpoint.source import CheckpointSource
+    from rpam_lite.checkpoint.adapter import open_parent
     from rpam_lite.patterns.label import label_questions, sample_parent
 
     recipe, settings, folder = run.recipe, run.recipe.label, run.of("label")
     questions = load_questions(settings.questions)
     for name, parent in (("long", recipe.parents.long), ("short", recipe.parents.short)):
         if not parent_gguf(run, name).exists():
-            source = CheckpointSource(parent)
-            write_gguf(source, source.config, parent, parent_gguf(run, name), recipe.export.type, name)
+            source = open_parent(parent, recipe.parents.base)
+            write_gguf(source, source.config, source.folder, parent_gguf(run, name), recipe.export.type, name)
     prompts = donor_prompts(run, questions)
     sampling = Sampling(settings.temperature, settings.top_p, settings.top_k, recipe.seed)
     samples = {}
@@ -74,58 +74,6 @@ def donor_prompts(run: Run, questions: Sequence[Question]) -> dict[str, tuple[in
 
     with LlamaCppEngine(parent_gguf(run, run.recipe.merge.donor), threads=1) as engine:
         return {q.key: engine.chat_prompt(q.question) for q in questions}
-
-
-def run_capture(run: Run) -> None:
-    """Keep both parents' hidden states and the selected parents' next-token distributions."""
-    import torch
-
-    from rpam_lite.patterns.label import labelled
-    from rpam_lite.streaming.activations import PARENTS
-    from rpam_lite.streaming.capture import (
-        QUESTIONS_A_BATCH,
-        calibration_set,
-        capture,
-        choose_questions,
-    )
-
-    recipe, settings = run.recipe, run.recipe.capture
-    torch.set_num_threads(recipe.threads)
-    lines = (run.of("label") / "patterns.jsonl").read_text(encoding="utf-8").split("\n")
-    chosen = choose_questions(
-        labelled(json.loads(line) for line in lines if line), settings.questions_per_class, recipe.seed
-    )
-    questions = calibration_set(chosen, settings)
-    per_label = {name: sum(q.label == name for q in chosen) for name in PARENTS}
-    run.say(f"calibration set: {per_label['long']} long and {per_label['short']} short questions")
-    step = run.progress.start("capturing hidden states", 2 * -(-len(questions) // QUESTIONS_A_BATCH))
-    parents = {"long": recipe.parents.long, "short": recipe.parents.short}
-    capture(parents, questions, settings.top_k, run.of("capture"), partial(step, ""))
-
-
-def run_fit(run: Run) -> None:
-    """Fit the coefficients; write them, their curve and a picture."""
-    import torch
-
-    from rpam_lite.fit import coefficients
-    from rpam_lite.fit.joint import batches_of, fit
-    from rpam_lite.report.plots import plot_coefficients
-    from rpam_lite.streaming.activations import load_questions
-
-    recipe, settings, folder = run.recipe, run.recipe.fit, run.of("fit")
-    torch.set_num_threads(recipe.threads)
-    steps = settings.epochs * len(batches_of(load_questions(run.of("capture")), settings.batch_questions, ""))
-    step = run.progress.start("fitting lambda", steps)
-    fitted, curve = fit(
-        recipe.parents.long, recipe.parents.short, run.of("capture"), settings, recipe.seed, folder / "state.pt", step
-    )
-    first, last = curve[0], curve[-1]
-    run.say("; ".join(f"{term} {first[term]:.4f} -> {last[term]:.4f}" for term in first))
-    if last["loss"] > first["loss"]:
-        run.say("WARNING: the loss did not fall; lower `fit.learning_rate` or raise `fit.epochs`")
-    coefficients.save(fitted, folder / "coefficients.json")
-    write_json(folder / "fit.json", {"version": 1, "epochs": curve})
-    plot_coefficients(fitted.values, folder / "coefficients.png")
 
 
 def run_merge(run: Run) -> None:
@@ -183,12 +131,12 @@ def merged_source(run: Run) -> tuple[Any, dict[str, Any], Path]:
     """The merge as a tensor source, a copy of the donor's config, and the donor's folder."""
     import torch
 
-    from rpam_lite.checkpoint.source import CheckpointSource
+    from rpam_lite.checkpoint.adapter import open_parent
     from rpam_lite.fit import coefficients
     from rpam_lite.merge.apply import MergedSource
 
     recipe = run.recipe
-    long, short = CheckpointSource(recipe.parents.long), CheckpointSource(recipe.parents.short)
+    long, short = (open_parent(p, recipe.parents.base) for p in (recipe.parents.long, recipe.parents.short))
     fitted = coefficients.load(run.of("fit") / "coefficients.json")
     donor = long if recipe.merge.donor == "long" else short
     source = MergedSource(long, short, fitted.of, getattr(torch, recipe.merge.dtype))

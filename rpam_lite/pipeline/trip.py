@@ -6,21 +6,25 @@ from pathlib import Path
 
 from quant.evaluate import RECORD_VERSION
 from quant.tasks.grader import GRADER_VERSION
+from rpam_lite.checkpoint.adapter import is_adapter
 from rpam_lite.errors import RpamError
 from rpam_lite.patterns.label import PATTERN_VERSION
-from rpam_lite.pipeline import stages
+from rpam_lite.pipeline import fitting, stages
 from rpam_lite.pipeline.measure import run_eval
 from rpam_lite.pipeline.stage import Run, Stage, execute, is_done
 from rpam_lite.recipe import Recipe
 
 
 def _parents(recipe: Recipe) -> list[Path]:
-    return [recipe.parents.long, recipe.parents.short]
+    """The parents; and the base, if one of them is an adapter over it."""
+    parents = recipe.parents
+    adapted = parents.base is not None and any(is_adapter(p) for p in (parents.long, parents.short))
+    return [parents.long, parents.short, *([parents.base] if adapted and parents.base else [])]
 
 
 def _everything(recipe: Recipe) -> list[Path]:
-    base = [recipe.parents.base] if recipe.parents.base else []
-    return [*_parents(recipe), *base, recipe.label.questions, recipe.eval.questions]
+    parents = [p for p in (recipe.parents.long, recipe.parents.short, recipe.parents.base) if p is not None]
+    return [*parents, recipe.label.questions, recipe.eval.questions]
 
 
 _ORDER = (
@@ -53,17 +57,17 @@ _ORDER = (
         "capture",
         "Keep both parents' hidden states on the labelled questions.",
         ("label",),
-        lambda r: [r.seed, r.threads, r.capture.model_dump()],
+        lambda r: [r.seed, r.threads, r.memory.model_dump(), r.capture.model_dump()],
         _parents,
-        stages.run_capture,
+        fitting.run_capture,
     ),
     Stage(
         "fit",
         "Fit the merging coefficients.",
         ("capture",),
-        lambda r: [r.seed, r.threads, r.fit.model_dump()],
+        lambda r: [r.seed, r.threads, r.memory.model_dump(), r.fit.model_dump()],
         _parents,
-        stages.run_fit,
+        fitting.run_fit,
     ),
     Stage(
         "merge",

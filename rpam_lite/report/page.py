@@ -16,7 +16,7 @@ def write_report(recipe: Recipe, run_folder: Path, folder: Path) -> None:
     """Write report.md with its pictures into `folder`."""
     evaluation = read_json(run_folder / "eval" / "evaluation.json", "the evaluation")
     coefficients = read_json(run_folder / "fit" / "coefficients.json", "the coefficients file")
-    curve = read_json(run_folder / "fit" / "fit.json", "the fit's log")["epochs"]
+    curve = read_json(run_folder / "fit" / "fit.json", "the fit's log")["steps"]
     rows = evaluation["rows"]
     plot_frontier(rows, folder / "frontier.png")
     (folder / "coefficients.png").write_bytes((run_folder / "fit" / "coefficients.png").read_bytes())
@@ -72,10 +72,10 @@ def page(recipe: Recipe, evaluation: dict[str, Any], coefficients: dict[str, Any
     """The whole of report.md."""
     rows = evaluation["rows"]
     count = evaluation["questions"]
-    values = "\n".join(f"| {group} | {value:.3f} |" for group, value in coefficients["values"].items())
+    values = "\n".join(f"| {group} | {_mean(value):.3f} |" for group, value in coefficients["values"].items())
     terms = list(curve[0])
     losses = "\n".join(
-        f"| {i} | " + " | ".join(f"{epoch[term]:.4f}" for term in terms) + " |" for i, epoch in enumerate(curve, 1)
+        f"| {i} | " + " | ".join(f"{step[term]:.4f}" for term in terms) + " |" for i, step in enumerate(curve, 1)
     )
     settings = json.dumps(recipe.fit.model_dump(mode="json"), indent=2)
     return f"""# {recipe.name}: what the merge does
@@ -112,7 +112,7 @@ Long answers:
 
 ## Coefficients
 
-Lambda weights the Long parent: W = S + lambda * (L - S).
+Lambda weights the Long parent: W = S + lambda * (L - S). With one lambda a row, the rows' mean is shown.
 
 ![Lambda per layer](coefficients.png)
 
@@ -122,7 +122,7 @@ Lambda weights the Long parent: W = S + lambda * (L - S).
 
 ## Fit
 
-| epoch | {" | ".join(terms)} |
+| step | {" | ".join(terms)} |
 |---|{"---:|" * len(terms)}
 {losses}
 
@@ -130,6 +130,10 @@ Lambda weights the Long parent: W = S + lambda * (L - S).
 {settings}
 ```
 """
+
+
+def _mean(value: float | list[float]) -> float:
+    return sum(value) / len(value) if isinstance(value, list) else value
 
 
 def _percent(share: float) -> str:

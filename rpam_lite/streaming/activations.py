@@ -1,7 +1,7 @@
-"""The activation store: what the capture leaves on the disk and the fit reads.
+"""What the capture leaves on the disk and the fit reads.
 
 questions.safetensors           token ids, prompt lengths, labels, kept positions, all ragged
-{long,short}-layer-000.safetensors ...   hidden states after each decoder layer, bf16
+layer-000.safetensors ...       both parents' hidden states after each decoder layer, bf16
 targets.safetensors             the selected parent's next-token distribution on its response
 """
 
@@ -84,20 +84,34 @@ def load_questions(folder: Path) -> CalibrationSet:
     )
 
 
-def layer_file(folder: Path, parent: str, layer: int) -> Path:
-    """File of one parent's hidden states after one decoder layer."""
-    return folder / f"{parent}-layer-{layer:03}.safetensors"
+def layer_file(folder: Path, layer: int) -> Path:
+    """File of both parents' hidden states after one decoder layer."""
+    return folder / f"layer-{layer:03}.safetensors"
 
 
-def save_layer(states: Sequence[torch.Tensor], folder: Path, parent: str, layer: int) -> None:
-    """Write hidden states, one [kept positions, hidden] a question, as bf16."""
-    _save({"hidden_states": torch.cat(list(states)).bfloat16()}, layer_file(folder, parent, layer))
+def save_layer(
+    long: Sequence[torch.Tensor], short: Sequence[torch.Tensor], mean_gap: torch.Tensor, folder: Path, layer: int
+) -> None:
+    """Write both parents' hidden states, one [kept positions, hidden] a question, as bf16.
+
+    Args:
+        long: Of the Long parent.
+        short: Of the Short parent.
+        mean_gap: Mean over the questions of their squared distance, float32 scalar.
+        folder: Where the file goes.
+        layer: Number of the decoder layer.
+    """
+    states = {"long": torch.cat(list(long)).bfloat16(), "short": torch.cat(list(short)).bfloat16()}
+    _save(states | {"mean_gap": mean_gap}, layer_file(folder, layer))
 
 
-def load_layer(folder: Path, parent: str, layer: int, questions: CalibrationSet) -> list[torch.Tensor]:
-    """Hidden states of one layer, bf16 [kept positions, hidden], one a question."""
-    states = load_file(layer_file(folder, parent, layer))["hidden_states"]
-    return list(states.split([len(p) for p in questions.positions]))
+def load_layer(
+    folder: Path, layer: int, questions: CalibrationSet
+) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]:
+    """Hidden states of the Long and of the Short parent, bf16 [kept positions, hidden] a question, and the mean gap."""
+    raw = load_file(layer_file(folder, layer))
+    counts = [len(p) for p in questions.positions]
+    return list(raw["long"].split(counts)), list(raw["short"].split(counts)), raw["mean_gap"]
 
 
 def save_targets(targets: Targets, folder: Path) -> None:

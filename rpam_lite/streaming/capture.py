@@ -8,27 +8,29 @@ is really the other parent's.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.utils.logging import disable_progress_bar
+from torch.nn.utils.rnn import pad_sequence
 
+from rpam_lite.checkpoint.files import whole_file
 from rpam_lite.errors import RpamError
 from rpam_lite.recipe import Capture
 from rpam_lite.streaming.activations import (
     PARENTS,
     CalibrationSet,
     Targets,
+    layer_file,
     save_layer,
     save_questions,
     save_targets,
 )
-
-QUESTIONS_A_BATCH = 16
+from rpam_lite.streaming.ends import Ends
+from rpam_lite.streaming.merged import merged_layer, merged_tensor, one_parent
+from rpam_lite.streaming.next_token import top_k_targets
+from rpam_lite.streaming.weights import WeightSource
 
 
 class Labelled(Protocol):
@@ -74,7 +76,7 @@ def kept_positions(prompt: int, response: int, settings: Capture) -> torch.Tenso
         kept[prompt - 1] = True
     if "response" in settings.positions:
         length = response if settings.response_tokens is None else settings.response_tokens
-        kept[prompt : prompt + length] = True
+        kept[prompt : prompt + length : settings.response_stride] = True
     if settings.skip_first_token:
         kept[0] = False
     if not kept.any():
@@ -82,98 +84,121 @@ def kept_positions(prompt: int, response: int, settings: Capture) -> torch.Tenso
     return kept.nonzero().flatten()
 
 
+@torch.no_grad()
 def capture(
-    parents: dict[str, Path],
+    source: WeightSource,
+    ends: Ends,
     questions: CalibrationSet,
+    batches: Sequence[Sequence[int]],
     top_k: int,
     folder: Path,
-    on_batch: Callable[[], None] = lambda: None,
+    dtype: torch.dtype = torch.float32,
+    on_layer: Callable[[], None] = lambda: None,
 ) -> None:
-    """Write the activation store of both parents into `folder`.
+    """Write both parents' hidden states and the selected parents' next-token distributions.
+
+    Layer by layer: each is loaded once and run for both parents. The streams between two layers are
+    kept in the folder until the next layer is done, so that an interrupted capture goes on there.
 
     Args:
-        parents: Checkpoint folders of "long" and "short".
+        source: The decoder layers of both parents.
+        ends: Their embeddings and heads.
         questions: The calibration set.
+        batches: Its questions in micro-batches.
         top_k: Next-token log-probabilities kept a position.
         folder: Where the files go, each whole or absent.
-        on_batch: Called after each batch of each parent.
+        dtype: What the layers compute in.
+        on_layer: Called after each layer.
+
+    Raises:
+        RpamError: A hidden state is inf or NaN.
     """
+    skeleton = source.skeleton
     save_questions(questions, folder)
-    targets: list[Targets | None] = [None] * len(questions)
+    ids = [pad_sequence([questions.token_ids[q] for q in batch], batch_first=True) for batch in batches]
+    positions = [pad_sequence([questions.positions[q] for q in batch], batch_first=True) for batch in batches]
+    streams: dict[str, list[torch.Tensor]] = {parent: [] for parent in PARENTS}
+    calls = []
+    for tokens in ids:
+        for parent in PARENTS:
+            pair = ends.embedding(tokens)
+            embedded = merged_tensor(pair, one_parent(parent, skeleton.device)(skeleton.embedding), dtype)
+            first, own_calls = skeleton.calls(embedded)
+            streams[parent].append(first.cpu())
+        calls.append(own_calls)
+    done = _resume(folder, streams, skeleton.layers)
+    for _ in range(done):
+        on_layer()
+    for layer, pairs in source.sweep(range(done, skeleton.layers)):
+        kept: dict[str, list[torch.Tensor]] = {}
+        for parent in PARENTS:
+            tensors = merged_layer(pairs, {t: t for t in pairs}, one_parent(parent, skeleton.device), dtype)
+            kept[parent] = [torch.empty(0)] * len(questions)
+            for b, batch in enumerate(batches):
+                output = skeleton.run_layer(layer, tensors, streams[parent][b].to(skeleton.device), calls[b][layer])
+                check_finite(output, layer, batch)
+                streams[parent][b] = output.cpu()
+                for row, q in enumerate(gather_positions(output, positions[b]).float().cpu()):
+                    kept[parent][batch[row]] = q[: len(questions.positions[batch[row]])]
+        gaps = [(a - b).square().sum() for a, b in zip(kept["long"], kept["short"], strict=True)]
+        _save_streams(folder, streams, layer)
+        save_layer(kept["long"], kept["short"], torch.stack(gaps).mean(), folder, layer)
+        _streams_file(folder, layer - 1).unlink(missing_ok=True)
+        on_layer()
+    save_targets(_targets(ends, questions, batches, streams, top_k, dtype), folder)
+    _streams_file(folder, skeleton.layers - 1).unlink(missing_ok=True)
+
+
+def _targets(
+    ends: Ends,
+    questions: CalibrationSet,
+    batches: Sequence[Sequence[int]],
+    streams: dict[str, list[torch.Tensor]],
+    top_k: int,
+    dtype: torch.dtype,
+) -> Targets:
+    """The selected parent's distribution at every question's target positions, in the questions' order."""
+    found: dict[int, Targets] = {}
     for parent in PARENTS:
-        model = load_model(parents[parent])
-        states = _run(model, questions, on_batch)
-        layers: list[list[torch.Tensor]] = [[] for _ in range(model.config.num_hidden_layers)]
-        for q, (by_layer, last_hidden) in enumerate(states):
-            for layer, hidden in enumerate(by_layer):
-                layers[layer].append(hidden.bfloat16())
-            if bool(questions.is_long[q]) == (parent == "long"):
-                logits = model.get_output_embeddings()(last_hidden[questions.target_positions(q)])
-                targets[q] = top_k_targets(logits, top_k)
-        for layer, tensors in enumerate(layers):
-            save_layer(tensors, folder, parent, layer)
-    found = [t for t in targets if t is not None]
-    save_targets(Targets(*(torch.cat([getattr(t, f) for t in found]) for f in ("ids", "logprobs", "tail"))), folder)
+        own = [q for q in range(len(questions)) if bool(questions.is_long[q]) == (parent == "long")]
+        place = {q: (b, row) for b, batch in enumerate(batches) for row, q in enumerate(batch)}
+        final = [streams[parent][place[q][0]][place[q][1], questions.target_positions(q)] for q in own]
+        targets = top_k_targets(ends, final, one_parent(parent, ends.device), top_k, dtype)
+        found |= dict(zip(own, targets, strict=True))
+    in_order = [found[q] for q in range(len(questions))]
+    return Targets(*(torch.cat([getattr(t, f) for t in in_order]) for f in ("ids", "logprobs", "tail")))
 
 
-def load_model(folder: Path) -> PreTrainedModel:
-    """A parent in fp32 on the CPU, ready to run."""
-    # Ours shows progress; this one would write over it.
-    disable_progress_bar()
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+def _streams_file(folder: Path, layer: int) -> Path:
+    """Both parents' streams after a layer, kept until the next one is done."""
+    return folder / f"streams-{layer:03}.pt"
 
 
-def top_k_targets(logits: torch.Tensor, k: int) -> Targets:
-    """Top-k log-probabilities and the rest's mass of logits [positions, vocabulary]."""
-    logprobs = torch.log_softmax(logits.float(), dim=-1)
-    top = logprobs.topk(min(k, logprobs.shape[-1]), dim=-1)
-    return Targets(top.indices, top.values, (1 - top.values.exp().sum(-1)).clamp_min(0))
+def _save_streams(folder: Path, streams: dict[str, list[torch.Tensor]], layer: int) -> None:
+    with whole_file(_streams_file(folder, layer)) as part:
+        torch.save(streams, part)
 
 
-@torch.no_grad()
-def _run(
-    model: PreTrainedModel, questions: CalibrationSet, on_batch: Callable[[], None]
-) -> Iterator[tuple[list[torch.Tensor], torch.Tensor]]:
-    """For each question: hidden states after every layer at its kept positions, and the final ones.
-
-    Batches are padded on the right: with causal attention no real position sees a pad.
-    """
-    for start in range(0, len(questions), QUESTIONS_A_BATCH):
-        batch = range(start, min(start + QUESTIONS_A_BATCH, len(questions)))
-        ids = torch.nn.utils.rnn.pad_sequence([questions.token_ids[q] for q in batch], batch_first=True)
-        with layer_outputs(model) as outputs:
-            final = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
-        for row, q in enumerate(batch):
-            for layer, states in enumerate(outputs):
-                check_finite(states[row, : len(questions.token_ids[q])], layer, q)
-            yield [states[row, questions.positions[q]] for states in outputs], final[row]
-        on_batch()
+def _resume(folder: Path, streams: dict[str, list[torch.Tensor]], layers: int) -> int:
+    """Load the streams of the last layer that an interrupted capture finished; give the number of layers done."""
+    for layer in range(layers - 1, -1, -1):
+        if _streams_file(folder, layer).exists() and layer_file(folder, layer).exists():
+            streams.update(torch.load(_streams_file(folder, layer), weights_only=True))
+            return layer + 1
+    return 0
 
 
-def check_finite(states: torch.Tensor, layer: int, question: int) -> None:
+def gather_positions(states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Hidden states [questions, kept, hidden] at `positions` [questions, kept] of [questions, length, hidden]."""
+    index = positions.to(states.device).unsqueeze(-1).expand(-1, -1, states.shape[-1])
+    return states.gather(1, index)
+
+
+def check_finite(states: torch.Tensor, layer: int, questions: Sequence[int]) -> None:
     """Refuse inf and NaN at once, naming where they appeared."""
     if not torch.isfinite(states).all():
+        bad = (~torch.isfinite(states)).flatten(1).any(1).nonzero().flatten().tolist()
         raise RpamError(
-            f"Hidden states of decoder layer {layer} hold inf or NaN on calibration question {question}; "
+            f"Hidden states of decoder layer {layer} hold inf or NaN on calibration question {questions[bad[0]]}; "
             "the checkpoint is damaged, or its weights overflow."
         )
-
-
-@contextmanager
-def layer_outputs(model: PreTrainedModel) -> Iterator[list[torch.Tensor]]:
-    """Collect the output of every decoder layer during the forward passes of a `with` block.
-
-    Taken from the layers themselves: the last entry of `output_hidden_states` comes after the
-    final norm.
-    """
-    outputs: list[torch.Tensor] = []
-
-    def keep(module: torch.nn.Module, args: Any, output: Any) -> None:
-        outputs.append(output[0] if isinstance(output, tuple) else output)
-
-    hooks = [layer.register_forward_hook(keep) for layer in model.get_decoder().layers]
-    try:
-        yield outputs
-    finally:
-        for hook in hooks:
-            hook.remove()

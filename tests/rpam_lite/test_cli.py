@@ -62,7 +62,7 @@ def test_wrong_arguments_and_recipes(tmp_path: Path, pair: Path) -> None:
     refused(wrong, "No such command 'runn'")
     assert wrong.returncode == 2
     assert "unexpected" not in wrong.stdout + wrong.stderr
-    file = recipe(tmp_path, pair, fitt={"epochs": 3})
+    file = recipe(tmp_path, pair, fitt={"steps": 3})
     refused(rpam("run", file, cwd=tmp_path), "mine.yaml: unknown key `fitt`.")
     assert not (tmp_path / "runs").exists()
 

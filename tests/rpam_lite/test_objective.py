@@ -49,6 +49,27 @@ def test_more_padding_changes_nothing(extra: int) -> None:
     torch.testing.assert_close(objective.contrastive(*padded, mask, 0.1), objective.contrastive(a, b, c, MASK, 0.1))
 
 
+def test_forms_of_alignment() -> None:
+    merged, selected = states(1), states(2)
+    gap = torch.tensor(7.0)
+    raw = objective.alignment(merged, selected, MASK, gap, "raw")
+    torch.testing.assert_close(raw, objective.squared_distance(merged, selected, MASK))
+    mean = objective.alignment(merged, selected, MASK, gap, "mean")
+    torch.testing.assert_close(mean, raw / (8 * MASK.sum(-1)))
+    assert objective.alignment(3 * selected, selected, MASK, gap, "cosine").abs().max() < 1e-6
+    torch.testing.assert_close(
+        objective.alignment(-selected, selected, MASK, gap, "cosine"), torch.full((3,), 2.0), atol=1e-6, rtol=1e-6
+    )
+
+
+def test_regularizers() -> None:
+    values = torch.tensor([0.0, 1.0, 0.5, 0.2])
+    torch.testing.assert_close(objective.ridge(values), values.var(correction=0))
+    neighbours = torch.tensor([[0, 1], [1, 2]])
+    torch.testing.assert_close(objective.roughness(values, neighbours), torch.tensor((1.0 + 0.25) / 2))
+    assert objective.roughness(values, torch.empty(2, 0, dtype=torch.int64)) == 0
+
+
 def test_contrastive_prefers_the_selected_parent() -> None:
     selected, other = states(1), states(2)
     near = objective.contrastive(selected, selected, other, MASK, 0.1)
@@ -69,7 +90,7 @@ def test_kl_with_all_tokens_kept_is_the_exact_kl() -> None:
     target, merged = states(1)[0], states(2)[0]
     log_p, log_q = target.log_softmax(-1), merged.log_softmax(-1)
     top = log_p.topk(8, dim=-1)
-    found = objective.kl_to_targets(merged, top.indices, top.values, torch.zeros(5))
+    found = objective.kl_to_targets(log_q.gather(-1, top.indices), top.values, torch.zeros(5))
     torch.testing.assert_close(found, (log_p.exp() * (log_p - log_q)).sum(-1), atol=1e-5, rtol=1e-4)
 
 
@@ -80,9 +101,9 @@ def test_kl_of_top_k_is_a_lower_bound_and_0_at_the_target(k: int) -> None:
     top = log_p.topk(k, dim=-1)
     tail = 1 - top.values.exp().sum(-1)
     exact = (log_p.exp() * (log_p - log_q)).sum(-1)
-    found = objective.kl_to_targets(merged, top.indices, top.values, tail)
+    found = objective.kl_to_targets(log_q.gather(-1, top.indices), top.values, tail)
     assert (found <= exact + 1e-5).all()
-    assert objective.kl_to_targets(target, top.indices, top.values, tail).abs().max() < 1e-5
+    assert objective.kl_to_targets(log_p.gather(-1, top.indices), top.values, tail).abs().max() < 1e-5
 
 
 def test_mean_by_question() -> None:

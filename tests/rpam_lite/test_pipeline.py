@@ -47,7 +47,7 @@ def fingerprints(run: Run) -> dict[str, str]:
     ("changes", "expected"),
     [
         ({}, set()),
-        ({"fit": {"epochs": 3}}, {"check", "fit", "merge", "export", "quantize", "eval", "report"}),
+        ({"fit": {"steps": 3}}, {"check", "fit", "merge", "export", "quantize", "eval", "report"}),
         ({"merge": {"dtype": "bfloat16"}}, {"check", "merge", "export", "quantize", "eval", "report"}),
         ({"quantize": {"types": ["Q6_K"]}}, {"check", "quantize", "eval", "report"}),
         ({"eval": {"questions": "e.jsonl", "max_tokens": 9}}, {"check", "eval", "report"}),

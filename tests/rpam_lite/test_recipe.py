@@ -34,11 +34,11 @@ def test_paths_are_relative_to_the_recipe(tmp_path: Path) -> None:
 
 
 def test_every_mistake_is_named_at_once(tmp_path: Path) -> None:
-    file = write(tmp_path, fit={"epochs": 0, "granulrity": "layer"}, merge={"dtype": "float8"}, extra=1)
+    file = write(tmp_path, fit={"steps": 0, "granulrity": "layer"}, merge={"dtype": "float8"}, extra=1)
     with pytest.raises(RpamError) as caught:
         load_recipe(file)
     message = str(caught.value)
-    for part in (str(file), "`fit.epochs` is 0", "unknown key `fit.granulrity`", "'float8'", "unknown key `extra`"):
+    for part in (str(file), "`fit.steps` is 0", "unknown key `fit.granulrity`", "'float8'", "unknown key `extra`"):
         assert part in message
 
 

@@ -36,7 +36,7 @@ def rpam(cwd: Path, *arguments: str) -> str:
 
 
 def write_recipe(folder: Path, **changes: dict[str, Any]) -> None:
-    """The shipped recipe with fewer questions, samples and epochs."""
+    """The shipped recipe with fewer questions, samples and steps."""
     recipe = yaml.safe_load((ROOT / "recipes/tiny.yaml").read_text(encoding="utf-8"))
     for parent in recipe["parents"]:
         recipe["parents"][parent] = str(ROOT / "recipes" / recipe["parents"][parent])
@@ -46,7 +46,7 @@ def write_recipe(folder: Path, **changes: dict[str, Any]) -> None:
         recipe[section]["questions"] = f"{section}.jsonl"
     recipe["label"]["samples"] = 2
     recipe["capture"]["questions_per_class"] = 8
-    recipe["fit"] |= {"epochs": 2, "batch_questions": 8}
+    recipe["fit"] |= {"steps": 2}
     recipe["eval"]["scalar_curve"] = [0.5]
     for section, values in changes.items():
         recipe[section] |= values
@@ -176,7 +176,7 @@ def test_an_interrupt_says_how_to_go_on(tmp_path: Path) -> None:
 
 def test_a_changed_fit_measures_only_the_merge_again(trip: Path, tmp_path: Path) -> None:
     shutil.copytree(trip, tmp_path / "copy")
-    write_recipe(tmp_path / "copy", fit={"epochs": 1})
+    write_recipe(tmp_path / "copy", fit={"steps": 1})
     output = rpam(tmp_path / "copy", "run", "tiny.yaml")
     assert "reused from runs/tiny: label, capture" in output
     assert "3 of 6 models are measured already" in output
@@ -194,3 +194,24 @@ def test_a_damaged_file_is_made_again(trip: Path, tmp_path: Path) -> None:
     assert "[quantize] done" in output
     assert "[fit]" not in output
     assert contents(run) == before
+
+
+def test_two_processes_fit_what_one_fits(trip: Path, tmp_path: Path) -> None:
+    shutil.copytree(trip, tmp_path / "copy")
+    file = tmp_path / "copy" / "runs/tiny/fit/coefficients.json"
+    alone = json.loads(file.read_text())["values"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    result = subprocess.run(
+        [*launcher, "-m", "rpam_lite.fit", "tiny.yaml"],
+        cwd=tmp_path / "copy",
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    together = json.loads(file.read_text())["values"]
+    assert together.keys() == alone.keys()
+    assert max(abs(together[group] - alone[group]) for group in alone) < 1e-6
+    assert any(abs(value - 0.5) > 0.01 for value in together.values())
+    assert "fit" in rpam(tmp_path / "copy", "run", "tiny.yaml").split("reused from")[1].split("\n")[0]

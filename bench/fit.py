@@ -1,0 +1,192 @@
+"""Memory and time of one joint step: streamed against the naive way.
+
+    python -m bench.fit [--shape qwen2.5-0.5b] [--per-class 16] [--tokens 64] [--steps 3]
+
+A random pair of that shape is made in a temporary folder and captured. Then each way of working runs
+in a process of its own: peak resident memory above what the process held before it loaded anything,
+and the median time of a step. Naive: both parents and the merge resident, plain autograd.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.pair import make_pair, random_questions
+from rpam_lite.checkpoint.source import CheckpointSource
+from rpam_lite.fit.batches import load_batches, micro_batches, question_shares
+from rpam_lite.fit.coefficients import grouping
+from rpam_lite.fit.gradient import Problem, Stores, joint_gradient, layer_terms, weighted_terms
+from rpam_lite.fit.setup import work_size
+from rpam_lite.recipe import Fit
+from rpam_lite.streaming.activations import load_questions
+from rpam_lite.streaming.capture import capture
+from rpam_lite.streaming.ends import Ends
+from rpam_lite.streaming.machine import peak_memory
+from rpam_lite.streaming.plan import Way, model_size, plan_for
+from rpam_lite.streaming.skeleton import Skeleton
+from rpam_lite.streaming.store import open_store
+from rpam_lite.streaming.weights import WeightSource
+
+MICRO_TOKENS = 512
+WAYS = {
+    "disk": Way("exact", "disk", "disk", MICRO_TOKENS, 4096, False, torch.float32),
+    "resident": Way("exact", "host", "host", MICRO_TOKENS, 16384, True, torch.float32),
+}
+
+
+def open_problem(folder: Path, way: Way) -> tuple[Problem, Stores]:
+    """The objective of the captured pair, and stores, for one way of working."""
+    questions = load_questions(folder / "capture")
+    long, short = CheckpointSource(folder / "long"), CheckpointSource(folder / "short")
+    skeleton = Skeleton(folder / "short")
+    settings = Fit()
+    chosen = list(range(len(questions)))
+    batches = load_batches(folder / "capture", questions, chosen, way.micro_tokens, question_shares(questions, 1.0))
+    source = WeightSource(long, short, skeleton, way.codec, way.residency, scratch=folder / "scratch")
+    ends = Ends(long, short, skeleton, questions.token_ids, way.chunk_rows, way.keep_head)
+    groups = grouping(skeleton.tensors(), "layer")
+    problem = Problem(skeleton, source, ends, groups, questions, batches, folder / "capture", settings, way.dtype)
+    hidden = skeleton.config.hidden_size
+    full = [(*batch.ids.shape, hidden) for batch in batches]
+    kept = [(*batch.positions.shape, hidden) for batch in batches]
+    stores = [
+        open_store(way.store, folder / "stores" / name, shapes, way.dtype, skeleton.device)
+        for name, shapes in (("inputs", full), ("injected", kept), ("upstream", full))
+    ]
+    return problem, Stores(*stores)
+
+
+def streamed_step(folder: Path, way: Way) -> Callable[[], torch.Tensor]:
+    """A function that computes one gradient."""
+    problem, stores = open_problem(folder, way)
+    values = torch.full((len(problem.grouping),), 0.5)
+    return lambda: joint_gradient(problem, values, stores, lambda vector: vector)[1]
+
+
+def naive_step(folder: Path) -> Callable[[], torch.Tensor]:
+    """The same gradient with both parents and the merge resident, one graph a micro-batch."""
+    from transformers import AutoModelForCausalLM
+
+    from rpam_lite.fit import objective
+    from rpam_lite.fit.batches import LayerTargets
+
+    problem, _ = open_problem(folder, WAYS["disk"])
+    long, short = (
+        AutoModelForCausalLM.from_pretrained(folder / p, dtype=torch.bfloat16).eval() for p in ("long", "short")
+    )
+    model = AutoModelForCausalLM.from_pretrained(folder / "short", dtype=torch.float32).eval().requires_grad_(False)
+    of_short, of_long = dict(short.named_parameters()), dict(long.named_parameters())
+    layers = len(model.model.layers)
+    targets = [LayerTargets(problem.captured, problem.questions, i) for i in range(layers)]
+    values = torch.full((len(problem.grouping),), 0.5, requires_grad=True)
+    outputs: list[torch.Tensor] = []
+    for layer in model.model.layers:
+        layer.register_forward_hook(lambda module, args, output: outputs.append(output))
+
+    def step() -> torch.Tensor:
+        merged = {}
+        for name, tensor in of_short.items():
+            base = tensor.detach().float()
+            merged[name] = base + problem.grouping.of(values, name) * (of_long[name].detach().float() - base)
+        gradient = torch.zeros_like(values)
+        for batch in problem.batches:
+            outputs.clear()
+            logits = torch.func.functional_call(
+                model, merged, kwargs={"input_ids": batch.ids, "use_cache": False}
+            ).logits[batch.target_rows, batch.target_columns]
+            terms = torch.zeros(2)
+            for i, states in enumerate(outputs):
+                selected, other = targets[i].of(batch, torch.device("cpu"), torch.float32)
+                kept = states.gather(1, batch.positions.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
+                terms = terms + layer_terms(kept, selected, other, targets[i].mean_gap, batch, problem.settings)
+            logprobs = logits.log_softmax(-1).gather(-1, batch.targets.ids)
+            kl = objective.kl_to_targets(logprobs, batch.targets.logprobs, batch.targets.tail)
+            by_question = objective.mean_by_question(kl, batch.target_rows, len(batch.shares))
+            parts = torch.cat([terms / layers, (batch.shares * by_question).sum().view(1)])
+            loss = (weighted_terms(problem) * parts).sum()
+            gradient += torch.autograd.grad(loss, values, retain_graph=True)[0]
+        return gradient
+
+    return step
+
+
+def measure(folder: Path, name: str, steps: int) -> dict[str, Any]:
+    """Peak memory and median step time of one way, in this process."""
+    with peak_memory(torch.device("cpu")) as peak:
+        step = naive_step(folder) if name == "naive" else streamed_step(folder, WAYS[name])
+        seconds = []
+        for _ in range(steps):
+            begin = time.monotonic()
+            gradient = step()
+            seconds.append(time.monotonic() - begin)
+        used = peak()
+    return {"peak": used, "seconds": statistics.median(seconds), "gradient": gradient.tolist()}
+
+
+def prepare(folder: Path, shape: str, per_class: int, tokens: int) -> None:
+    """Make the pair and capture it."""
+    make_pair(folder, shape)
+    long, short = CheckpointSource(folder / "long"), CheckpointSource(folder / "short")
+    skeleton = Skeleton(folder / "short")
+    questions = random_questions(skeleton.config.vocab_size, per_class, tokens)
+    source = WeightSource(long, short, skeleton)
+    ends = Ends(long, short, skeleton, questions.token_ids, 16384)
+    batches = micro_batches([len(t) for t in questions.token_ids], MICRO_TOKENS)
+    capture(source, ends, questions, batches, 64, folder / "capture")
+
+
+def planned(folder: Path, way: Way) -> int:
+    """The plan's peak for this way."""
+    skeleton = Skeleton(folder / "short")
+    work = work_size(load_questions(folder / "capture"), 64)
+    return plan_for(way, model_size(skeleton), work, on_cpu=True).total("host")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Streamed against naive: memory and time of a joint step.")
+    parser.add_argument("--shape", default="qwen2.5-0.5b")
+    parser.add_argument("--per-class", type=int, default=16)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--folder", type=Path, help="with a captured pair; made and removed without it")
+    parser.add_argument("--way", choices=["naive", *WAYS], help="measure this one in this process")
+    args = parser.parse_args()
+    if args.way:
+        print(json.dumps(measure(args.folder, args.way, args.steps)))
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        prepare(folder, args.shape, args.per_class, args.tokens)
+        found = {}
+        for way in ("naive", *WAYS):
+            command = [sys.executable, "-m", "bench.fit", "--folder", str(folder), "--way", way]
+            output = subprocess.run([*command, "--steps", str(args.steps)], check=True, capture_output=True, text=True)
+            found[way] = json.loads(output.stdout.splitlines()[-1])
+        plans = {name: planned(folder, way) for name, way in WAYS.items()}
+    naive = found["naive"]
+    reference = torch.tensor(naive["gradient"])
+    print(f"{args.shape}, {2 * args.per_class} questions of {args.tokens} tokens, median of {args.steps} steps")
+    print("| way | peak memory | planned | of naive | seconds a step | of naive | gradient differs by |")
+    print("|---|---:|---:|---:|---:|---:|---:|")
+    for name, row in found.items():
+        differs = (torch.tensor(row["gradient"]) - reference).norm() / reference.norm()
+        plan = f"{plans[name] / 2**20:.0f} MiB" if name in plans else "-"
+        print(
+            f"| {name} | {row['peak'] / 2**20:.0f} MiB | {plan} | {row['peak'] / naive['peak']:.2f} "
+            f"| {row['seconds']:.1f} | {row['seconds'] / naive['seconds']:.2f} | {differs:.1e} |"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""A PEFT LoRA adapter over a base checkpoint, as a tensor source: nothing merged is written.
+
+    W = W_base + (alpha / r) * B @ A        (alpha / sqrt(r) with rank-stabilized LoRA)
+
+Each tensor is computed when asked for, in fp32, so that L - S of two adapters over one base, or of
+an adapter and its base, is formed tensor by tensor.
+"""
+
+from __future__ import annotations
+
+import re
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from rpam_lite.checkpoint.files import read_json
+from rpam_lite.checkpoint.source import CheckpointSource, ParentSource
+from rpam_lite.errors import RpamError
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+_LORA = re.compile(r"^(.+)\.lora_([AB])\.weight$")
+
+
+class AdapterSource:
+    """A base checkpoint with a LoRA adapter applied on the fly.
+
+    Args:
+        base: The checkpoint that the adapter was trained on.
+        folder: The adapter's folder: adapter_config.json and adapter_model.safetensors.
+
+    Raises:
+        RpamError: A file is missing or damaged, the adapter is no plain LoRA, or it does not fit the base.
+    """
+
+    def __init__(self, base: CheckpointSource, folder: Path) -> None:
+        self.base = base
+        self.adapter_config = read_json(folder / CONFIG, "the adapter's config")
+        self._refuse_other_kinds(folder)
+        file = folder / WEIGHTS
+        try:
+            with safe_open(str(file), framework="pt") as handle:
+                tensors = {name.removeprefix(_PREFIX): handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise RpamError(f"{file}: can't be read ({error}); copy or download the adapter again.") from None
+        self._lora: dict[str, dict[str, torch.Tensor]] = {}
+        self._replaced: dict[str, torch.Tensor] = {}
+        for name, tensor in tensors.items():
+            match = _LORA.match(name)
+            if match:
+                self._lora.setdefault(f"{match[1]}.weight", {})[match[2]] = tensor
+            else:
+                self._replaced[name] = tensor
+        for name, shape in [(n, self._product_shape(n, file)) for n in self._lora] + [
+            (n, tuple(t.shape)) for n, t in self._replaced.items()
+        ]:
+            if name not in base.names() or base.shape(name) != shape:
+                found = f"shape {base.shape(name)}" if name in base.names() else "no such tensor"
+                raise RpamError(
+                    f"{file}: has {name} of shape {shape}, the base {base.folder} has {found}; "
+                    "the adapter was trained on another base: name that one under `parents.base`."
+                )
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The base's config."""
+        return self.base.config
+
+    @property
+    def folder(self) -> Path:
+        """The base's folder: config and tokenizer are its own."""
+        return self.base.folder
+
+    def names(self) -> list[str]:
+        """Tensor names, sorted: the base's."""
+        return self.base.names()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of one tensor."""
+        return self.base.shape(name)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """float32 where the adapter changes the tensor, else as the base stores it."""
+        return torch.float32 if name in self._lora or name in self._replaced else self.base.dtype(name)
+
+    def get(self, name: str) -> torch.Tensor:
+        """One tensor with the adapter applied."""
+        if name in self._replaced:
+            return self._replaced[name].float()
+        tensor = self.base.get(name)
+        if name not in self._lora:
+            return tensor
+        pair = self._lora[name]
+        return tensor.float() + self._scale(name) * (pair["B"].float() @ pair["A"].float())
+
+    def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Rows `start` to `stop` of one tensor."""
+        changed = name in self._lora or name in self._replaced
+        return self.get(name)[start:stop] if changed else self.base.rows(name, start, stop)
+
+    def read_into(self, name: str, out: torch.Tensor) -> None:
+        """Compute one tensor into `out`."""
+        if name in self._lora or name in self._replaced:
+            out.copy_(self.get(name))
+        else:
+            self.base.read_into(name, out)
+
+    def _scale(self, name: str) -> float:
+        module = name.removesuffix(".weight")
+        rank = self._lora[name]["A"].shape[0]
+        patterns = self.adapter_config.get("alpha_pattern") or {}
+        own = next((a for key, a in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), None)
+        alpha = float(self.adapter_config["lora_alpha"] if own is None else own)
+        return alpha / (sqrt(rank) if self.adapter_config.get("use_rslora") else rank)
+
+    def _product_shape(self, name: str, file: Path) -> tuple[int, ...]:
+        pair = self._lora[name]
+        if set(pair) != {"A", "B"} or pair["A"].ndim != 2:
+            raise RpamError(f"{file}: {name} needs lora_A and lora_B of two dimensions; copy the adapter again.")
+        return pair["B"].shape[0], pair["A"].shape[1]
+
+    def _refuse_other_kinds(self, folder: Path) -> None:
+        config = self.adapter_config
+        kind = config.get("peft_type")
+        if kind != "LORA":
+            raise RpamError(f"{folder / CONFIG}: `peft_type` is {kind!r}; only LORA adapters can be merged.")
+        for setting in ("use_dora", "fan_in_fan_out", "trainable_token_indices", "layer_replication", "lora_bias"):
+            if config.get(setting):
+                raise RpamError(
+                    f"{folder / CONFIG}: `{setting}` is {config[setting]!r}, which is not supported; "
+                    "merge the adapter into its base with peft first (merge_and_unload)."
+                )
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a folder holds a PEFT adapter rather than a whole checkpoint."""
+    return (path / CONFIG).exists()
+
+
+def open_parent(path: Path, base: Path | None = None) -> ParentSource:
+    """A parent checkpoint, or a LoRA adapter over `base` (or over the local folder that it names).
+
+    Raises:
+        RpamError: As `CheckpointSource` and `AdapterSource`; or an adapter's base is not at hand.
+    """
+    if not is_adapter(path):
+        return CheckpointSource(path)
+    named = read_json(path / CONFIG, "the adapter's config").get("base_model_name_or_path")
+    folder = base or Path(str(named))
+    if not folder.is_dir():
+        raise RpamError(f"{path}: is a LoRA adapter over {named!r}; put that checkpoint's folder under `parents.base`.")
+    return AdapterSource(CheckpointSource(folder), path)

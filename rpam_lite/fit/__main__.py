@@ -1,0 +1,47 @@
+"""The fit stage in several processes, each with its share of the calibration set.
+
+    torchrun --nproc-per-node 2 -m rpam_lite.fit recipes/tiny.yaml
+
+The first process does what `rpam fit` does; the others lend a hand. Only vectors of lambda's length
+are exchanged, so that several machines work as well as several GPUs of one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rpam_lite.cli import fail_in_one_sentence
+from rpam_lite.pipeline.fitting import run_fit
+from rpam_lite.pipeline.stage import Run
+from rpam_lite.pipeline.trip import run_one
+from rpam_lite.recipe import load_recipe
+
+
+class Quiet:
+    """No progress bars: several processes share one terminal."""
+
+    def start(self, what: str, total: int) -> Callable[[str], None]:
+        """Begin a task."""
+        return lambda note: None
+
+
+def fit(
+    recipe: Path, runs: Annotated[Path, typer.Option(help="folder that holds the run folders")] = Path("runs")
+) -> None:
+    """Run the fit stage of RECIPE in all processes that torchrun started."""
+    loaded = load_recipe(recipe)
+    first = os.environ.get("RANK", "0") == "0"
+    run = Run(loaded, runs / loaded.name, Quiet(), print if first else lambda text: None)
+    if first:
+        run_one("fit", run)
+    else:
+        run_fit(run)
+
+
+if __name__ == "__main__":
+    fail_in_one_sentence(lambda: typer.run(fit))

@@ -1,0 +1,259 @@
+"""The exact gradient of the whole objective, with one decoder layer in memory at a time.
+
+Up: every layer runs on the merged hidden states below it; its input is kept, and the gradient of
+its own loss terms with respect to its output is taken at once, while the parents' states are at
+hand. Down: each layer runs again from its kept input and hands the summed gradient to lambda and to
+the layer below. What is injected at a layer depends on that layer's output only, so the result is
+the gradient of full back-propagation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from rpam_lite.fit import objective
+from rpam_lite.fit.batches import LayerTargets, MicroBatch
+from rpam_lite.fit.coefficients import Grouping
+from rpam_lite.recipe import Fit
+from rpam_lite.streaming.activations import CalibrationSet
+from rpam_lite.streaming.capture import check_finite, gather_positions
+from rpam_lite.streaming.ends import Ends
+from rpam_lite.streaming.merged import LambdaOf, lambda_gradient, merged_layer, merged_tensor
+from rpam_lite.streaming.next_token import head_gradient
+from rpam_lite.streaming.skeleton import LayerCall, Skeleton
+from rpam_lite.streaming.store import ActivationStore
+from rpam_lite.streaming.weights import WeightSource
+
+TERMS = ("alignment", "contrastive", "kl")
+Reducer = Callable[[torch.Tensor], torch.Tensor]  # sums a vector over all processes
+
+
+@dataclass(frozen=True)
+class Problem:
+    """All that the objective is a function of, lambda aside.
+
+    Attributes:
+        skeleton: The architecture.
+        source: The decoder layers of both parents.
+        ends: Embedding, final norm and head of both.
+        grouping: Which tensors share a lambda.
+        questions: The calibration set.
+        batches: The micro-batches of this process.
+        captured: Folder with the parents' hidden states.
+        settings: The recipe's `fit` section.
+        dtype: What the layers compute in; lambda, losses and sums are at least fp32.
+    """
+
+    skeleton: Skeleton
+    source: WeightSource
+    ends: Ends
+    grouping: Grouping
+    questions: CalibrationSet
+    batches: Sequence[MicroBatch]
+    captured: Path
+    settings: Fit
+    dtype: torch.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.skeleton.device
+
+    def names(self, layer: int) -> dict[str, str]:
+        """Checkpoint names of a layer's tensors."""
+        return {t: self.skeleton.checkpoint_name(layer, t) for t in self.skeleton.layer_tensors(layer)}
+
+
+@dataclass(frozen=True)
+class Stores:
+    """Where one gradient keeps its tensors.
+
+    Attributes:
+        inputs: Every layer's input, and the last one's output [questions, length, hidden].
+        injected: Gradients that enter at the layers' outputs [questions, kept, hidden].
+        upstream: The gradient that travels down, as layer 0 [questions, length, hidden].
+    """
+
+    inputs: ActivationStore
+    injected: ActivationStore
+    upstream: ActivationStore
+
+
+def weighted_terms(problem: Problem) -> torch.Tensor:
+    """Weights of the three terms, float32 [3]."""
+    settings = problem.settings
+    return torch.tensor([settings.alignment_weight, settings.contrastive_weight, settings.kl_weight])
+
+
+def layer_terms(
+    states: torch.Tensor,
+    selected: torch.Tensor,
+    other: torch.Tensor,
+    mean_gap: torch.Tensor,
+    batch: MicroBatch,
+    fit: Fit,
+) -> torch.Tensor:
+    """Alignment and contrastive term of one layer, summed over a micro-batch with its shares, [2].
+
+    Args:
+        states: Merged hidden states at the kept positions [questions, kept, hidden].
+        selected: The selected parent's, same shape.
+        other: The other parent's.
+        mean_gap: The layer's mean squared gap.
+        batch: The micro-batch.
+        fit: The recipe's `fit` section.
+    """
+    mask, shares = batch.mask.to(states), batch.shares.to(states)
+    pull = objective.alignment(states, selected, mask, mean_gap.to(states), fit.alignment)
+    push = objective.contrastive(states, selected, other, mask, fit.temperature)
+    return torch.stack([(shares * pull).sum(), (shares * push).sum()])
+
+
+def joint_gradient(
+    problem: Problem, values: torch.Tensor, stores: Stores, reduce: Reducer
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The three terms and the gradient of their weighted sum.
+
+    Args:
+        problem: The objective.
+        values: All lambdas, float32 (or float64) [values], on the problem's device.
+        stores: Keep what the way down needs; empty again afterwards.
+        reduce: Sums over processes.
+
+    Returns:
+        Terms [3] in order of TERMS, and gradient [values], in the type of `values`.
+
+    Raises:
+        RpamError: A hidden state is inf or NaN.
+    """
+    gradient = torch.zeros_like(values)
+    grouping = problem.grouping
+
+    def lambda_of(name: str) -> torch.Tensor:
+        return grouping.of(values, name)
+
+    def gradient_of(name: str) -> torch.Tensor:
+        return grouping.of(gradient, name)
+
+    calls, terms = _sweep_up(problem, values.dtype, lambda_of, stores)
+    terms[2] = _next_token_terms(problem, values.dtype, lambda_of, gradient_of, stores)
+    _sweep_down(problem, calls, lambda_of, gradient_of, stores)
+    summed = reduce(torch.cat([terms, gradient]))
+    return summed[: len(TERMS)], summed[len(TERMS) :]
+
+
+def _sweep_up(
+    problem: Problem, exact: torch.dtype, lambda_of: LambdaOf, stores: Stores
+) -> tuple[list[list[LayerCall]], torch.Tensor]:
+    """Fill both stores; give every micro-batch's layer calls and the terms."""
+    skeleton, layers = problem.skeleton, problem.skeleton.layers
+    terms = torch.zeros(len(TERMS), dtype=exact, device=problem.device)
+    weights = weighted_terms(problem).to(terms)[:2] / layers
+    calls = []
+    for b, batch in enumerate(problem.batches):
+        embedded = merged_tensor(problem.ends.embedding(batch.ids), lambda_of(skeleton.embedding), problem.dtype)
+        first, own_calls = skeleton.calls(embedded)
+        stores.inputs.put(0, b, first)
+        calls.append(own_calls)
+    for layer, pairs in problem.source.sweep(range(layers)):
+        tensors = merged_layer(pairs, problem.names(layer), lambda_of, problem.dtype)
+        targets = LayerTargets(problem.captured, problem.questions, layer) if weights.any() else None
+        for b, batch in enumerate(problem.batches):
+            with torch.no_grad():
+                output = skeleton.run_layer(layer, tensors, stores.inputs.get(layer, b), calls[b][layer])
+            check_finite(output, layer, batch.questions)
+            stores.inputs.put(layer + 1, b, output)
+            if targets is not None:
+                kept = gather_positions(output, batch.positions).to(exact).requires_grad_()
+                selected, other = targets.of(batch, problem.device, exact)
+                own = layer_terms(kept, selected, other, targets.mean_gap, batch, problem.settings)
+                stores.injected.put(layer, b, torch.autograd.grad((weights * own).sum(), kept)[0].to(problem.dtype))
+                terms[:2] += own.detach() / layers
+    return calls, terms
+
+
+def _next_token_terms(
+    problem: Problem,
+    exact: torch.dtype,
+    lambda_of: LambdaOf,
+    gradient_of: LambdaOf,
+    stores: Stores,
+) -> torch.Tensor:
+    """The KL term; its gradient with respect to the final hidden states starts the way down."""
+    layers, weight = problem.skeleton.layers, problem.settings.kl_weight
+    total = torch.zeros((), dtype=exact, device=problem.device)
+    final = []
+    for b, batch in enumerate(problem.batches):
+        states = stores.inputs.get(layers, b)
+        final.append(states[batch.target_rows, batch.target_columns].cpu())
+        stores.upstream.put(0, b, torch.zeros_like(states))
+    stores.inputs.drop(layers)
+    if weight == 0:
+        return total
+
+    def loss(b: int, logprobs: torch.Tensor) -> torch.Tensor:
+        nonlocal total
+        batch = problem.batches[b]
+        targets = batch.targets
+        divergence = objective.kl_to_targets(logprobs, targets.logprobs.to(logprobs), targets.tail.to(logprobs))
+        rows = batch.target_rows.to(logprobs.device)
+        by_question = objective.mean_by_question(divergence, rows, len(batch.shares))
+        value = (batch.shares.to(logprobs) * by_question).sum()
+        total = total + value.detach()
+        return weight * value
+
+    ids = [batch.targets.ids for batch in problem.batches]
+    gradients = head_gradient(problem.ends, final, ids, loss, lambda_of, gradient_of, problem.dtype)
+    for b, (batch, found) in enumerate(zip(problem.batches, gradients, strict=True)):
+        upstream = stores.upstream.get(0, b)
+        upstream[batch.target_rows, batch.target_columns] = found.to(upstream)
+        stores.upstream.put(0, b, upstream)
+    return total
+
+
+def _sweep_down(
+    problem: Problem,
+    calls: list[list[LayerCall]],
+    lambda_of: LambdaOf,
+    gradient_of: LambdaOf,
+    stores: Stores,
+) -> None:
+    """Run every layer again, from the last to the first, and add to lambda's gradient."""
+    skeleton, layers = problem.skeleton, problem.skeleton.layers
+    with_layer_terms = bool(weighted_terms(problem)[:2].any())
+    for layer, pairs in problem.source.sweep(range(layers - 1, -1, -1)):
+        names = problem.names(layer)
+        tensors = {t: w.requires_grad_() for t, w in merged_layer(pairs, names, lambda_of, problem.dtype).items()}
+        exact = torch.promote_types(problem.dtype, torch.float32)
+        totals = {t: torch.zeros_like(w, dtype=exact) for t, w in tensors.items()}
+        for b, batch in enumerate(problem.batches):
+            states = stores.inputs.get(layer, b).requires_grad_()
+            upstream = stores.upstream.get(0, b)
+            if with_layer_terms:
+                upstream = upstream + _scatter_positions(stores.injected.get(layer, b), batch, states)
+            output = skeleton.run_layer(layer, tensors, states, calls[b][layer])
+            below, *found = torch.autograd.grad(output, [states, *tensors.values()], upstream)
+            for total, part in zip(totals.values(), found, strict=True):
+                total += part
+            stores.upstream.put(0, b, below)
+        for t, total in totals.items():
+            gradient_of(names[t]).add_(lambda_gradient(pairs[t], total, lambda_of(names[t])))
+        stores.inputs.drop(layer)
+        stores.injected.drop(layer)
+    weight = lambda_of(skeleton.embedding)
+    for b, batch in enumerate(problem.batches):
+        pair = problem.ends.embedding(batch.ids)
+        embedded = merged_tensor(pair, weight, problem.dtype).requires_grad_()
+        first, _ = skeleton.calls(embedded)
+        (found_,) = torch.autograd.grad(first, embedded, stores.upstream.get(0, b))
+        gradient_of(skeleton.embedding).add_(lambda_gradient(pair, found_, weight))
+    stores.upstream.drop(0)
+
+
+def _scatter_positions(kept: torch.Tensor, batch: MicroBatch, like: torch.Tensor) -> torch.Tensor:
+    """The reverse of `gather_positions`; padded entries carry zeros."""
+    index = batch.positions.to(kept.device).unsqueeze(-1).expand(-1, -1, kept.shape[-1])
+    return torch.zeros_like(like).scatter_add(1, index, kept)

@@ -1,0 +1,49 @@
+"""Sums over processes: the only thing that several GPUs or machines exchange in a fit.
+
+Under torchrun every process takes a share of the calibration set; what is summed is one vector with
+the terms and the gradient of lambda, or the normal equations of one layer.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from rpam_lite.fit.gradient import Reducer
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those that fit together."""
+
+    rank: int
+    world: int
+    reduce: Reducer
+
+
+@contextmanager
+def processes() -> Iterator[Processes]:
+    """Join the processes that torchrun started; alone otherwise."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        yield Processes(0, 1, lambda vector: vector)
+        return
+    on_cuda = torch.cuda.is_available()
+    if on_cuda:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("nccl" if on_cuda else "gloo")
+
+    def reduce(vector: torch.Tensor) -> torch.Tensor:
+        summed = vector.clone()
+        dist.all_reduce(summed)
+        return summed
+
+    try:
+        yield Processes(dist.get_rank(), world, reduce)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,106 @@
+"""Put the engine together for one pair and one plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from rpam_lite.checkpoint.adapter import open_parent
+from rpam_lite.checkpoint.source import ParentSource
+from rpam_lite.fit.batches import load_batches, question_shares
+from rpam_lite.fit.coefficients import grouping
+from rpam_lite.fit.gradient import Problem, Stores
+from rpam_lite.recipe import Recipe
+from rpam_lite.streaming.activations import CalibrationSet
+from rpam_lite.streaming.ends import Ends
+from rpam_lite.streaming.machine import budget_of, choose_device
+from rpam_lite.streaming.plan import Budget, ModelSize, Plan, WorkSize, choose, model_size
+from rpam_lite.streaming.skeleton import Skeleton
+from rpam_lite.streaming.store import open_store
+from rpam_lite.streaming.weights import WeightSource
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A pair, a calibration set and the plan for them; nothing is loaded yet."""
+
+    long: ParentSource
+    short: ParentSource
+    skeleton: Skeleton
+    model: ModelSize
+    work: WorkSize
+    budget: Budget
+    plan: Plan
+
+
+def plan_recipe(recipe: Recipe, questions: CalibrationSet, folder: Path) -> Planned:
+    """Choose how to work on this pair and calibration set; `folder` is where scratch files would go.
+
+    Raises:
+        RpamError: The architecture can't be streamed, or the budget is too small.
+    """
+    base = recipe.parents.base
+    long, short = open_parent(recipe.parents.long, base), open_parent(recipe.parents.short, base)
+    device = choose_device(recipe.memory)
+    skeleton = Skeleton(short.folder, device)
+    stored = max(source.dtype(name).itemsize for source in (long, short) for name in source.names())
+    model, work = model_size(skeleton, stored), work_size(questions, recipe.capture.top_k)
+    budget = budget_of(recipe.memory, device, folder)
+    codec = None if recipe.memory.codec == "auto" else recipe.memory.codec
+    return Planned(long, short, skeleton, model, work, budget, choose(model, work, budget, codec))
+
+
+def work_size(questions: CalibrationSet, top_k: int) -> WorkSize:
+    """What the plan needs to know of a calibration set."""
+    lengths = [len(t) for t in questions.token_ids]
+    return WorkSize(
+        tokens=sum(lengths),
+        longest=max(lengths),
+        kept=sum(len(p) for p in questions.positions),
+        targets=sum(len(questions.target_positions(q)) for q in range(len(questions))),
+        distinct=len(set(torch.cat(questions.token_ids).tolist())),
+        top_k=top_k,
+    )
+
+
+def open_weights(planned: Planned, questions: CalibrationSet, scratch: Path) -> tuple[WeightSource, Ends]:
+    """Load what the plan keeps at hand."""
+    way, skeleton = planned.plan.way, planned.skeleton
+    source = WeightSource(planned.long, planned.short, skeleton, way.codec, way.residency, skeleton.device, scratch)
+    ends = Ends(planned.long, planned.short, skeleton, questions.token_ids, way.chunk_rows, way.keep_head)
+    return source, ends
+
+
+def open_problem(
+    recipe: Recipe, planned: Planned, questions: CalibrationSet, captured: Path, chosen: list[int], scratch: Path
+) -> Problem:
+    """The objective over the chosen questions (all of them, or one process's share)."""
+    source, ends = open_weights(planned, questions, scratch)
+    way, fit = planned.plan.way, recipe.fit
+    return Problem(
+        skeleton=planned.skeleton,
+        source=source,
+        ends=ends,
+        grouping=grouping(planned.skeleton.tensors(), fit.granularity),
+        questions=questions,
+        batches=load_batches(
+            captured, questions, chosen, way.micro_tokens, question_shares(questions, fit.long_weight)
+        ),
+        captured=captured,
+        settings=fit,
+        dtype=way.dtype,
+    )
+
+
+def open_stores(problem: Problem, plan: Plan, scratch: Path) -> Stores:
+    """The stores that one gradient needs, where the plan keeps them."""
+    hidden = problem.skeleton.config.hidden_size
+    full = [(*batch.ids.shape, hidden) for batch in problem.batches]
+    kept = [(*batch.positions.shape, hidden) for batch in problem.batches]
+    inputs, injected, upstream = (
+        open_store(plan.way.store, scratch / name, shapes, problem.dtype, problem.device)
+        for name, shapes in (("inputs", full), ("injected", kept), ("upstream", full))
+    )
+    return Stores(inputs, injected, upstream)

@@ -1,0 +1,175 @@
+"""The stages that go through the streaming engine: capture and fit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from rpam_lite.checkpoint.files import write_json
+from rpam_lite.errors import RpamError
+from rpam_lite.pipeline.stage import Run
+
+if TYPE_CHECKING:
+    from rpam_lite.fit.gradient import Reducer
+    from rpam_lite.fit.setup import Planned
+
+SCRATCH = "scratch"  # encoded layers and states of an unfinished run
+# Relative error of D above which a codec is too coarse.
+CODEC_ERROR_LIMIT = 0.3
+
+
+def run_capture(run: Run) -> None:
+    """Keep both parents' hidden states and the selected parents' next-token distributions."""
+    import torch
+
+    from rpam_lite.fit.batches import micro_batches
+    from rpam_lite.fit.setup import open_weights, plan_recipe
+    from rpam_lite.patterns.label import labelled
+    from rpam_lite.streaming.activations import PARENTS
+    from rpam_lite.streaming.capture import calibration_set, capture, choose_questions
+    from rpam_lite.streaming.plan_table import plan_table
+    from rpam_lite.streaming.survey import survey
+
+    recipe, settings, folder = run.recipe, run.recipe.capture, run.of("capture")
+    torch.set_num_threads(recipe.threads)
+    lines = (run.of("label") / "patterns.jsonl").read_text(encoding="utf-8").split("\n")
+    chosen = choose_questions(
+        labelled(json.loads(line) for line in lines if line), settings.questions_per_class, recipe.seed
+    )
+    questions = calibration_set(chosen, settings)
+    per_label = {name: sum(q.label == name for q in chosen) for name in PARENTS}
+    run.say(f"calibration set: {per_label['long']} long and {per_label['short']} short questions")
+    planned = plan_recipe(recipe, questions, run.folder)
+    run.say(plan_table(planned.plan, planned.budget))
+    scratch = folder / SCRATCH
+    source, ends = open_weights(planned, questions, scratch)
+    batches = micro_batches([len(t) for t in questions.token_ids], planned.plan.way.micro_tokens)
+    step = run.progress.start("capturing hidden states", planned.skeleton.layers)
+    with _advice(planned):
+        capture(source, ends, questions, batches, settings.top_k, folder, planned.plan.way.dtype, partial(step, ""))
+    rows = survey(source)
+    shutil.rmtree(scratch, ignore_errors=True)
+    write_json(folder / "layers.json", {"version": 1, "codec": source.codec, "layers": [vars(row) for row in rows]})
+    finer = "int8" if source.codec == "nf4" else "exact"
+    for row in rows:
+        if row.codec_error > CODEC_ERROR_LIMIT:
+            run.say(
+                f"WARNING: {source.codec} keeps the task vector of layer {row.layer} with an error of "
+                f"{row.codec_error:.2f} of its norm; set `memory.codec` to {finer}"
+            )
+
+
+def run_fit(run: Run) -> None:
+    """Fit the coefficients; write them, their log and a picture."""
+    from rpam_lite.fit import coefficients
+    from rpam_lite.fit.reduce import processes
+    from rpam_lite.report.plots import plot_coefficients
+
+    with processes() as group:
+        fitted, log = fit_share(run, group.rank, group.world, group.reduce)
+    if group.rank:
+        return
+    _say_result(run, log)
+    coefficients.save(fitted, run.of("fit") / "coefficients.json")
+    write_json(run.of("fit") / "fit.json", log)
+    plot_coefficients(fitted.means(), run.of("fit") / "coefficients.png")
+
+
+def fit_share(run: Run, rank: int, world: int, reduce: Reducer) -> tuple[Any, dict[str, Any]]:
+    """Fit on every `world`-th question from `rank` on; all processes together fit on all of them.
+
+    Returns:
+        The coefficients and the contents of fit.json, the same in every process.
+    """
+    import torch
+
+    from rpam_lite.fit.joint import fit_jointly, hessian_eigenvalues
+    from rpam_lite.fit.sequential import fit_sequentially
+    from rpam_lite.fit.setup import open_problem, open_stores, plan_recipe
+    from rpam_lite.streaming.activations import load_questions
+    from rpam_lite.streaming.machine import peak_memory
+    from rpam_lite.streaming.plan import describe
+
+    recipe, settings, folder = run.recipe, run.recipe.fit, run.of("fit")
+    torch.set_num_threads(recipe.threads)
+    questions = load_questions(run.of("capture"))
+    planned = plan_recipe(recipe, questions, run.folder)
+    run.say(f"plan: {describe(planned.plan.way)}")
+    scratch = folder / (SCRATCH if world == 1 else f"{SCRATCH}-{rank}")
+    # Several processes could be stopped at different steps: they always start anew.
+    states = (scratch / "layers.pt", scratch / "joint.pt") if world == 1 else (None, None)
+    with _advice(planned), peak_memory(planned.skeleton.device) as peak:
+        share = list(range(rank, len(questions), world))
+        problem = open_problem(recipe, planned, questions, run.of("capture"), share, scratch)
+        stores = open_stores(problem, planned.plan, scratch)
+        values = torch.full((len(problem.grouping),), settings.start, device=problem.device)
+        run.say(f"{len(values)} lambdas, one a {settings.granularity}")
+        layer_log: list[dict[str, float]] = []
+        if settings.sequential:
+            step = run.progress.start("fitting layer by layer", planned.skeleton.layers)
+            values, layer_log = fit_sequentially(problem, values, stores.upstream, reduce, states[0], step)
+        step = run.progress.start("fitting all lambdas together", settings.steps)
+        joint = fit_jointly(problem, values, stores, reduce, states[1], step)
+        eigenvalues = hessian_eigenvalues(problem, joint.values, stores, reduce) if settings.hessian else None
+    _say_peak(run, planned, peak())
+    shutil.rmtree(scratch, ignore_errors=True)
+    log = {
+        "version": 2,
+        "way": describe(planned.plan.way),
+        "layers": layer_log,
+        "steps": joint.curve,
+        "stopped": joint.stopped,
+        "hessian": eigenvalues and {"eigenvalues": eigenvalues, "condition": _condition(eigenvalues)},
+    }
+    return problem.grouping.coefficients(joint.values), log
+
+
+@contextmanager
+def _advice(planned: Planned) -> Iterator[None]:
+    """Turn a lack of memory into an error that says what would need less."""
+    import torch
+
+    from rpam_lite.streaming.plan import describe, next_smaller
+    from rpam_lite.streaming.plan_table import size_text
+
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
+            raise
+        on_cpu = planned.skeleton.device.type == "cpu"
+        place = "host" if on_cpu else "device"
+        smaller = next_smaller(planned.plan, planned.model, planned.work, on_cpu)
+        advice = (
+            "no way of working needs less; lower `capture.questions_per_class`"
+            if smaller is None
+            else f"set `memory.{place}` to {size_text(smaller.total(place))}, which makes it {describe(smaller.way)}"
+        )
+        raise RpamError(
+            f"Out of {place} memory with {describe(planned.plan.way)} "
+            f"(planned: {size_text(planned.plan.total(place))}); {advice}. Run the same command again to go on."
+        ) from None
+
+
+def _condition(eigenvalues: list[float]) -> float | None:
+    """Largest by smallest eigenvalue; None where the loss is not convex."""
+    return eigenvalues[-1] / eigenvalues[0] if eigenvalues[0] > 0 else None
+
+
+def _say_result(run: Run, log: dict[str, Any]) -> None:
+    steps = log["steps"]
+    best = min(steps, key=lambda entry: entry["loss"])
+    run.say("; ".join(f"{term} {steps[0][term]:.4f} -> {best[term]:.4f}" for term in best if term != "evaluations"))
+    run.say(f"{len(steps)} joint steps, {log['stopped']}")
+    if best is steps[0]:
+        run.say("WARNING: the loss never fell below its start; lower `fit.learning_rate` or raise `fit.steps`")
+
+
+def _say_peak(run: Run, planned: Planned, measured: int) -> None:
+    place = "host" if planned.skeleton.device.type == "cpu" else "device"
+    expected = planned.plan.total(place)
+    run.say(f"peak memory of the fit ({place}): {measured / 2**20:.0f} MiB, planned {expected / 2**20:.0f} MiB")

@@ -1,0 +1,135 @@
+"""Next-token distributions without a whole row of logits: the head some vocabulary rows at a time.
+
+log p(token) = z(token) - logsumexp(z). Both are gathered over the chunks in one pass; a second pass
+turns their gradients into those of the hidden states and of lambda, exactly:
+
+    dloss/dz = dloss/dz(target) + dloss/dlogsumexp * softmax(z)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from rpam_lite.streaming.activations import Targets
+from rpam_lite.streaming.ends import Ends
+from rpam_lite.streaming.merged import LambdaOf, lambda_gradient, merged_tensor
+
+
+@torch.no_grad()
+def top_k_targets(
+    ends: Ends, hidden: Sequence[torch.Tensor], lambda_of: LambdaOf, k: int, dtype: torch.dtype
+) -> list[Targets]:
+    """Top-k log-probabilities and the mass of all other tokens.
+
+    Args:
+        ends: The model's ends.
+        hidden: Outputs of the last decoder layer, [positions, hidden] each.
+        lambda_of: Lambda by tensor name.
+        k: Tokens kept a position.
+        dtype: Type of the head's arithmetic; logits are taken in fp32.
+
+    Returns:
+        One for each of `hidden`.
+    """
+    k = min(k, ends.vocabulary)
+    tail = _merged_tail(ends, lambda_of, dtype)
+    normed = [ends.skeleton.final_norm(h.to(ends.device, dtype), tail) for h in hidden]
+    best = [(torch.empty(len(h), 0), torch.empty(len(h), 0, dtype=torch.int64)) for h in hidden]
+    sums = [torch.full((len(h),), -torch.inf) for h in hidden]
+    for start, pair in ends.head_chunks():
+        head = merged_tensor(pair, lambda_of(ends.skeleton.head), dtype)
+        for b, states in enumerate(normed):
+            logits = ends.skeleton.logits(states, head).float()
+            sums[b] = torch.logaddexp(sums[b], logits.logsumexp(-1).cpu())
+            top = logits.topk(min(k, logits.shape[-1]), dim=-1)
+            values = torch.cat([best[b][0], top.values.cpu()], dim=-1)
+            ids = torch.cat([best[b][1], top.indices.cpu() + start], dim=-1)
+            chosen = values.topk(min(k, values.shape[-1]), dim=-1)
+            best[b] = (chosen.values, ids.gather(-1, chosen.indices))
+    logprobs = [values - total.unsqueeze(-1) for (values, _), total in zip(best, sums, strict=True)]
+    return [
+        Targets(ids, found, (1 - found.exp().sum(-1)).clamp_min(0))
+        for (_, ids), found in zip(best, logprobs, strict=True)
+    ]
+
+
+def head_gradient(
+    ends: Ends,
+    hidden: Sequence[torch.Tensor],
+    target_ids: Sequence[torch.Tensor],
+    loss: Callable[[int, torch.Tensor], torch.Tensor],
+    lambda_of: LambdaOf,
+    gradient_of: LambdaOf,
+    dtype: torch.dtype,
+) -> list[torch.Tensor]:
+    """Add the gradient of a loss on log-probabilities of target tokens to lambda's; give the hidden states'.
+
+    Args:
+        ends: The model's ends.
+        hidden: Outputs of the last decoder layer, [positions, hidden] each.
+        target_ids: Tokens whose log-probabilities the loss reads, int64 [positions, k] each.
+        loss: Of (index into `hidden`, log-probabilities [positions, k]) gives a scalar.
+        lambda_of: Lambda by tensor name.
+        gradient_of: Views into lambda's gradient by tensor name, added to in place.
+        dtype: Type of the head's arithmetic.
+
+    Returns:
+        dloss/dhidden, one for each of `hidden`, of its device and type.
+    """
+    skeleton = ends.skeleton
+    exact = torch.promote_types(dtype, torch.float32)
+    ids = [t.to(ends.device) for t in target_ids]
+    targets = [torch.zeros(t.shape, dtype=exact, device=ends.device) for t in ids]
+    sums = [torch.full((len(h),), -torch.inf, dtype=exact, device=ends.device) for h in hidden]
+    tail = {name: tensor.requires_grad_() for name, tensor in _merged_tail(ends, lambda_of, dtype).items()}
+    leaves = [h.detach().requires_grad_() for h in hidden]
+    with torch.no_grad():
+        # Kept where `hidden` is: on the host, the device holds one micro-batch at a time.
+        normed = [skeleton.final_norm(h.to(ends.device, dtype), tail).to(h.device) for h in leaves]
+        for start, pair in ends.head_chunks():
+            head = merged_tensor(pair, lambda_of(skeleton.head), dtype)
+            for b, states in enumerate(normed):
+                logits = skeleton.logits(states.to(ends.device), head).to(exact)
+                sums[b] = torch.logaddexp(sums[b], logits.logsumexp(-1))
+                here, columns = _inside(ids[b], start, len(head))
+                targets[b] = torch.where(here, logits.gather(-1, columns), targets[b])
+    upstream = []
+    for b, (target, total) in enumerate(zip(targets, sums, strict=True)):
+        read = (target.requires_grad_(), total.requires_grad_())
+        upstream.append(torch.autograd.grad(loss(b, read[0] - read[1].unsqueeze(-1)), read))
+    to_normed = [torch.zeros_like(states, dtype=exact) for states in normed]
+    for start, pair in ends.head_chunks():
+        weight = lambda_of(skeleton.head)
+        head = merged_tensor(pair, weight, dtype).requires_grad_()
+        to_head = torch.zeros_like(head, dtype=exact)
+        for b, states in enumerate(normed):
+            leaf = states.to(ends.device).requires_grad_()
+            logits = skeleton.logits(leaf, head)
+            to_target, to_sum = upstream[b]
+            here, columns = _inside(ids[b], start, len(head))
+            back = to_sum.unsqueeze(-1) * (logits.detach().to(exact) - sums[b].detach().unsqueeze(-1)).exp()
+            back.scatter_add_(-1, columns, torch.where(here, to_target, 0))
+            found = torch.autograd.grad(logits, [leaf, head], back.to(dtype))
+            to_normed[b] += found[0].to(states.device)
+            to_head += found[1]
+        gradient_of(skeleton.head).add_(lambda_gradient(pair, to_head, weight))
+    gradients = []
+    for h, back in zip(leaves, to_normed, strict=True):
+        output = skeleton.final_norm(h.to(ends.device, dtype), tail)
+        below, *to_tail = torch.autograd.grad(output, [h, *tail.values()], back.to(output))
+        gradients.append(below)
+        for (name, pair), part in zip(ends.tail().items(), to_tail, strict=True):
+            gradient_of(name).add_(lambda_gradient(pair, part, lambda_of(name)))
+    return gradients
+
+
+def _inside(ids: torch.Tensor, start: int, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which target tokens are among the chunk's rows, and their columns there (0 for the others)."""
+    here = (ids >= start) & (ids < start + rows)
+    return here, torch.where(here, ids - start, 0)
+
+
+def _merged_tail(ends: Ends, lambda_of: LambdaOf, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    return {name: merged_tensor(pair, lambda_of(name), dtype) for name, pair in ends.tail().items()}

@@ -1,0 +1,252 @@
+"""What a capture and a fit will need, before anything is loaded, and which way of working fits a budget.
+
+All counts are bytes. On the CPU the device is the host: both share one budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from math import prod
+
+import torch
+
+from rpam_lite.errors import RpamError
+from rpam_lite.streaming.codec import BLOCK, CodecName
+from rpam_lite.streaming.skeleton import Skeleton
+from rpam_lite.streaming.store import StoreName
+from rpam_lite.streaming.weights import SLOTS, Residency
+
+BITS: dict[CodecName, float] = {"exact": 16, "bf16": 16, "int8": 8 + 32 / BLOCK, "nf4": 4 + 32 / BLOCK}
+# Best first: exact and at hand, then smaller and at hand, then exact and read for every sweep.
+_WAYS: tuple[tuple[CodecName, Residency], ...] = (
+    ("exact", "device"),
+    ("exact", "host"),
+    ("int8", "device"),
+    ("int8", "host"),
+    ("exact", "disk"),
+)
+_MICRO_TOKENS = (4096, 2048, 1024, 512, 256)
+_CHUNK_ROWS = (16384, 4096)
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """What the plan needs to know of the architecture.
+
+    Attributes:
+        layers: Decoder layers.
+        layer_values: Parameters of the largest one.
+        largest_tensor: Parameters of its largest tensor.
+        hidden: Width of the residual stream.
+        intermediate: Width inside the MLP.
+        vocabulary: Rows of embedding and head.
+        stored: Bytes a parameter in the checkpoints.
+    """
+
+    layers: int
+    layer_values: int
+    largest_tensor: int
+    hidden: int
+    intermediate: int
+    vocabulary: int
+    stored: int = 2
+
+
+@dataclass(frozen=True)
+class WorkSize:
+    """What the plan needs to know of the calibration set.
+
+    Attributes:
+        tokens: All tokens.
+        longest: Tokens of the longest question.
+        kept: Positions whose hidden states are kept.
+        targets: Positions whose next-token distribution is kept.
+        distinct: Different tokens.
+        top_k: Log-probabilities a target position.
+    """
+
+    tokens: int
+    longest: int
+    kept: int
+    targets: int
+    distinct: int
+    top_k: int
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Bytes that may be used; `device` is None where the layers run on the CPU."""
+
+    device: int | None
+    host: int
+    disk: int
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of working."""
+
+    codec: CodecName
+    residency: Residency
+    store: StoreName
+    micro_tokens: int
+    chunk_rows: int
+    keep_head: bool
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A way of working and what it takes.
+
+    Attributes:
+        way: The way.
+        items: (what, where: device, host or disk, bytes).
+        moved: Bytes brought to the computation for one joint step.
+    """
+
+    way: Way
+    items: tuple[tuple[str, str, int], ...]
+    moved: int
+
+    def total(self, place: str) -> int:
+        """Expected peak of the device, the host or the disk."""
+        return sum(size for _, where, size in self.items if where == place)
+
+
+def model_size(skeleton: Skeleton, stored: int = 2) -> ModelSize:
+    """Sizes of an architecture, from its config alone."""
+    shapes = [skeleton.layer_tensors(i) for i in range(skeleton.layers)]
+    return ModelSize(
+        layers=skeleton.layers,
+        layer_values=max(sum(prod(s) for s in layer.values()) for layer in shapes),
+        largest_tensor=max(prod(s) for layer in shapes for s in layer.values()),
+        hidden=skeleton.config.hidden_size,
+        intermediate=skeleton.config.intermediate_size,
+        vocabulary=skeleton.config.vocab_size,
+        stored=stored,
+    )
+
+
+def plan_for(way: Way, model: ModelSize, work: WorkSize, on_cpu: bool) -> Plan:
+    """What this way of working takes in the joint fit, the larger of the two stages."""
+    item = way.dtype.itemsize
+    compute = "host" if on_cpu else "device"
+    place: dict[str, str] = {"device": compute, "host": "host", "disk": "disk"}
+    bits = BITS[way.codec] if way.codec != "exact" else 8 * model.stored
+    layer = int(2 * model.layer_values * bits / 8)
+    micro = max(way.micro_tokens, work.longest)
+    full = work.tokens * model.hidden * item
+    items: list[tuple[str, str, int]] = []
+    if way.residency == "disk":
+        if way.codec != "exact":
+            items.append(("both parents' layers, encoded", "disk", layer * model.layers))
+        items.append(("layers being read", "host", SLOTS * layer))
+    else:
+        items.append(("both parents' layers", place[way.residency], layer * model.layers))
+        if way.residency == "host" and not on_cpu:
+            items.append(("page-locked slots", "host", SLOTS * layer))
+    if way.residency != "device" and not on_cpu:
+        items.append(("layers on the device", compute, SLOTS * layer))
+    # W, dloss/dW of one micro-batch, and its sum in fp32; S and D of one tensor while they are decoded.
+    items.append(("merged layer and its gradient", compute, model.layer_values * (2 * item + 4)))
+    items.append(("decoding", compute, 2 * 4 * model.largest_tensor))
+    items.append(("activations of a micro-batch", compute, micro * (16 * model.hidden + 6 * model.intermediate) * item))
+    rows = min(way.chunk_rows, model.vocabulary)
+    # The head comes when no decoder layer is at work, but allocators seldom hand memory back in between.
+    positions = min(work.targets, micro)
+    head = rows * model.hidden * (2 * model.stored + 2 * item + 4) + 4 * positions * rows * 4
+    items.append(("head chunk and its logits", compute, max(0, head - model.layer_values * (2 * item + 4))))
+    items.append(("layer inputs", place[way.store], full * (model.layers + 1)))
+    items.append(("injected gradients", place[way.store], work.kept * model.hidden * item * model.layers))
+    items.append(("gradient on its way down", place[way.store], full))
+    items.append(("final states at target positions", "host", work.targets * model.hidden * (3 * item + 4)))
+    items.append(("targets", "host", work.targets * work.top_k * (8 + 4 + 3 * 4)))
+    items.append(("parents' states of one layer", "host", 2 * work.kept * model.hidden * 2))
+    items.append(("embedding rows", "host", 2 * work.distinct * model.hidden * model.stored))
+    if way.keep_head:
+        items.append(("both parents' heads", compute, 2 * model.vocabulary * model.hidden * model.stored))
+    items.append(("captured states", "disk", 2 * work.kept * model.hidden * 2 * model.layers))
+    items.append(("streams of the capture", "disk", 2 * 2 * full))
+    sweeps = 2 if way.residency == "disk" or (way.residency == "host" and not on_cpu) else 0
+    moved = sweeps * layer * model.layers
+    if not way.keep_head:
+        moved += 2 * 2 * model.vocabulary * model.hidden * model.stored
+    return Plan(way, tuple(i for i in items if i[2] > 0), moved)
+
+
+def choose(model: ModelSize, work: WorkSize, budget: Budget, codec: CodecName | None = None) -> Plan:
+    """The best way of working that fits the budget.
+
+    Args:
+        model: The architecture.
+        work: The calibration set.
+        budget: What may be used.
+        codec: Take this one; None leaves it to the plan.
+
+    Raises:
+        RpamError: None fits; names the smallest budget that would.
+    """
+    on_cpu = budget.device is None
+    plans = [plan_for(way, model, work, on_cpu) for way in _ways(on_cpu, codec)]
+    for plan in plans:
+        if fits(plan, budget):
+            return plan
+    smallest = min(plans, key=lambda plan: sum(_excess(plan, budget).values()))
+    needs = ", ".join(
+        f"{place} {_gib(smallest.total(place))} (given: {_gib(_given(budget, place))})"
+        for place, excess in _excess(smallest, budget).items()
+        if excess > 0
+    )
+    raise RpamError(
+        f"The memory budget is too small: the smallest way of working ({describe(smallest.way)}) needs {needs}. "
+        "Raise `memory` in the recipe, or lower `capture.questions_per_class`."
+    )
+
+
+def next_smaller(plan: Plan, model: ModelSize, work: WorkSize, on_cpu: bool) -> Plan | None:
+    """The first way of working that takes less of the device than this plan."""
+    place = "host" if on_cpu else "device"
+    for way in _ways(on_cpu, None):
+        smaller = plan_for(way, model, work, on_cpu)
+        if smaller.total(place) < 0.9 * plan.total(place):
+            return smaller
+    return None
+
+
+def fits(plan: Plan, budget: Budget) -> bool:
+    """Whether the plan stays within the budget everywhere."""
+    return not any(_excess(plan, budget).values())
+
+
+def describe(way: Way) -> str:
+    """One line."""
+    return (
+        f"{way.codec} layers on {way.residency}, hidden states on {way.store}, {way.micro_tokens} tokens at a time, "
+        f"head {'kept' if way.keep_head else 'read in chunks'} of {way.chunk_rows} rows"
+    )
+
+
+def _ways(on_cpu: bool, codec: CodecName | None) -> Iterator[Way]:
+    dtype = torch.float32 if on_cpu else torch.bfloat16
+    ways = _WAYS if codec is None else tuple((codec, residency) for residency in ("device", "host", "disk"))
+    stores: tuple[StoreName, ...] = ("host", "disk") if on_cpu else ("device", "host", "disk")
+    for codec_, residency in ways:
+        if on_cpu and residency == "device":
+            continue
+        for keep, rows, micro, store in product((True, False), _CHUNK_ROWS, _MICRO_TOKENS, stores):
+            yield Way(codec_, residency, store, micro, rows, keep, dtype)
+
+
+def _given(budget: Budget, place: str) -> int:
+    return {"device": budget.device or 0, "host": budget.host, "disk": budget.disk}[place]
+
+
+def _excess(plan: Plan, budget: Budget) -> dict[str, int]:
+    return {place: max(0, plan.total(place) - _given(budget, place)) for place in ("device", "host", "disk")}
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"

@@ -1,0 +1,40 @@
+"""A plan as text: what takes how many bytes where, beside the budget."""
+
+from __future__ import annotations
+
+from io import StringIO
+
+from rich.console import Console
+from rich.table import Table
+
+from rpam_lite.streaming.plan import Budget, Plan, describe
+
+UNLIMITED = 1 << 62
+
+
+def plan_table(plan: Plan, budget: Budget) -> str:
+    """The plan as a table."""
+    places = ["device", "host", "disk"] if budget.device is not None else ["host", "disk"]
+    table = Table(title=f"plan: {describe(plan.way)}", title_justify="left", show_edge=False)
+    table.add_column("item")
+    for place in places:
+        table.add_column(place, justify="right")
+    for what, where, size in plan.items:
+        table.add_row(what, *(size_text(size) if place == where else "" for place in places))
+    table.add_section()
+    table.add_row("expected peak", *(size_text(plan.total(place)) for place in places))
+    given = {"device": budget.device or 0, "host": budget.host, "disk": budget.disk}
+    table.add_row("budget", *(size_text(given[place]) if given[place] < UNLIMITED else "-" for place in places))
+    table.caption = f"weights moved a joint step: {size_text(plan.moved)}"
+    table.caption_justify = "left"
+    buffer = StringIO()
+    Console(file=buffer, width=110).print(table)
+    return buffer.getvalue().rstrip()
+
+
+def size_text(size: int) -> str:
+    """Bytes in the largest binary unit that leaves one figure before the point."""
+    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size} B"

@@ -1,0 +1,260 @@
+"""One decoder layer of any causal LM as a pure function of its tensors.
+
+The model is built without weights (on the meta device). Each decoder layer is replaced by a stub
+that notes with which arguments the model calls it, so that the real layer can be run later, alone,
+with exactly those: the right attention mask, the right rotary tables. Nothing here knows an
+architecture by name, except to refuse it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from rpam_lite.errors import RpamError
+
+# Settings that make a layer read more than the residual stream.
+_CROSS_LAYER_SETTINGS = {
+    "num_kv_shared_layers": "layers share keys and values",
+    "hidden_size_per_layer_input": "layers read an input of their own",
+}
+
+
+@dataclass(frozen=True)
+class LayerCall:
+    """What the model passes to one decoder layer beside the hidden states."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class Skeleton:
+    """A causal LM without weights.
+
+    Args:
+        config: Folder with config.json, or a loaded config.
+        device: Where rotary tables and masks are made, and where the layers will run.
+
+    Attributes:
+        layers: Number of decoder layers.
+        embedding: Name of the embedding's tensor, as in the checkpoint.
+        head: Name of the output head's tensor; the embedding's if they are tied.
+        tail: Names of the other tensors outside the layers (the final norm).
+
+    Raises:
+        RpamError: The architecture is unknown, or a layer depends on more than the hidden states.
+    """
+
+    def __init__(self, config: Path | Any, device: torch.device | str = "cpu") -> None:
+        self.config = load_config(config) if isinstance(config, Path) else config
+        self.device = torch.device(device)
+        _refuse_cross_layer(self.config)
+        with torch.device("meta"):
+            self._model = AutoModelForCausalLM.from_config(self.config, attn_implementation="sdpa").eval()
+        decoder = self._model.get_decoder()
+        if not isinstance(getattr(decoder, "layers", None), torch.nn.ModuleList):
+            raise RpamError(f"{self._name}: has no list of decoder layers; only decoder-only models can be streamed.")
+        self._layers = list(decoder.layers)
+        if buffers := [name for name, _ in self._layers[0].named_buffers()]:
+            raise RpamError(f"{self._name}: its decoder layers hold buffers ({', '.join(buffers)}); not supported.")
+        if type(self._model.get_input_embeddings()) is not torch.nn.Embedding:
+            raise RpamError(f"{self._name}: its embedding does more than look rows up; not supported.")
+        names = {id(module): name for name, module in self._model.named_modules()}
+        self.layer_prefix = names[id(decoder.layers)]
+        self.embedding = names[id(self._model.get_input_embeddings())] + ".weight"
+        self.head = names[id(self._model.get_output_embeddings())] + ".weight"
+        outside = {n: tuple(p.shape) for n, p in self._model.named_parameters() if not n.startswith(self.layer_prefix)}
+        self.tail = [n for n in outside if n not in (self.embedding, self.head)]
+        self._head_parameter = self.head
+        if self.config.tie_word_embeddings:
+            self.head = self.embedding
+        self._outside = {n: outside[n] for n in dict.fromkeys([self.embedding, self.head, *self.tail])}
+        self._stubs = [_Stub(layer) for layer in self._layers]
+        decoder.layers = torch.nn.ModuleList(self._stubs)
+        self._decoder = decoder
+        _rebuild_buffers(decoder, self.config, self.device, self._name)
+        # What remains is the head, fed with final states.
+        setattr(self._model, self._model.base_model_prefix, _FinalStates())
+
+    @property
+    def layers(self) -> int:
+        return len(self._layers)
+
+    @property
+    def _name(self) -> str:
+        return str(self.config.model_type)
+
+    def layer_tensors(self, layer: int) -> dict[str, tuple[int, ...]]:
+        """Shapes of one layer's tensors, by their names within the layer."""
+        return {name: tuple(p.shape) for name, p in self._layers[layer].named_parameters()}
+
+    def checkpoint_name(self, layer: int, tensor: str) -> str:
+        """Name in the checkpoint of a layer's tensor."""
+        return f"{self.layer_prefix}.{layer}.{tensor}"
+
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of all tensors, by their names in the checkpoint."""
+        layers = {self.checkpoint_name(i, n): s for i in range(self.layers) for n, s in self.layer_tensors(i).items()}
+        return layers | self._outside
+
+    def calls(self, embedded: torch.Tensor) -> tuple[torch.Tensor, list[LayerCall]]:
+        """The first layer's input and every layer's other arguments, for right-padded questions.
+
+        With causal attention no real position sees a pad on its right, so there is no padding mask.
+
+        Args:
+            embedded: Embedding rows [questions, length, hidden]; gradients pass through.
+        """
+        for stub in self._stubs:
+            stub.call = stub.replacement = None
+        self._stubs[-1].stops = True
+        try:
+            self._decoder(inputs_embeds=embedded, use_cache=False)
+        except _Stopped:
+            pass
+        finally:
+            self._stubs[-1].stops = False
+        calls = []
+        for i, stub in enumerate(self._stubs):
+            if stub.call is None or (i > 0 and stub.seen is not self._stubs[i - 1].seen):
+                raise RpamError(
+                    f"{self._name}: decoder layer {i} is not called with the output of the layer before it; "
+                    "such models can't be run one layer at a time."
+                )
+            calls.append(stub.call)
+        first = self._stubs[0].seen
+        for stub in self._stubs:
+            stub.call = stub.seen = None
+        assert first is not None
+        return first, calls
+
+    def run_layer(
+        self, layer: int, tensors: Mapping[str, torch.Tensor], hidden: torch.Tensor, call: LayerCall
+    ) -> torch.Tensor:
+        """Output of one decoder layer.
+
+        Args:
+            layer: Its number, from 0.
+            tensors: Its tensors, by their names within the layer.
+            hidden: Its input [questions, length, hidden].
+            call: Its other arguments, from `calls` on questions of the same number and length.
+
+        Returns:
+            [questions, length, hidden].
+        """
+        output = torch.func.functional_call(self._layers[layer], dict(tensors), (hidden, *call.args), call.kwargs)
+        states: torch.Tensor = output[0] if isinstance(output, tuple) else output
+        return states
+
+    def final_norm(self, hidden: torch.Tensor, tail: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """What the decoder does after its last layer.
+
+        Args:
+            hidden: Outputs of the last decoder layer [positions, hidden].
+            tail: The tensors named by `tail`.
+
+        Returns:
+            [positions, hidden].
+        """
+        states = hidden.unsqueeze(0)
+        self._stubs[-1].replacement = states
+        prefix = self.layer_prefix.removesuffix("layers")
+        own = {name.removeprefix(prefix): tensor for name, tensor in tail.items()}
+        try:
+            output = torch.func.functional_call(
+                self._decoder, own, kwargs={"inputs_embeds": states, "use_cache": False}
+            )
+        finally:
+            for stub in self._stubs:
+                stub.call = stub.seen = stub.replacement = None
+        normed: torch.Tensor = output.last_hidden_state[0]
+        return normed
+
+    def logits(self, normed: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+        """Next-token logits, with all scaling that the model applies to them.
+
+        Args:
+            normed: Hidden states after the final norm [positions, hidden].
+            head: The output head, or some of its rows [rows, hidden].
+
+        Returns:
+            [positions, rows].
+        """
+        arguments = {"inputs_embeds": normed.unsqueeze(0), "use_cache": False}
+        output = torch.func.functional_call(self._model, {self._head_parameter: head}, kwargs=arguments)
+        logits: torch.Tensor = output.logits[0]
+        return logits
+
+
+def load_config(folder: Path) -> Any:
+    """The model's config.
+
+    Raises:
+        RpamError: It is missing, or this transformers release does not know the architecture.
+    """
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (ValueError, OSError, KeyError) as error:
+        raise RpamError(f"{folder}: its config can't be used ({' '.join(str(error).split())[:300]}).") from None
+
+
+class _Stopped(Exception):  # noqa: N818 - not an error
+    """Ends a recording once the last layer's arguments are known."""
+
+
+class _Stub(torch.nn.Module):
+    """Stands where a decoder layer stood: notes its arguments and hands the hidden states on."""
+
+    def __init__(self, layer: torch.nn.Module) -> None:
+        super().__init__()
+        # In a tuple, so that the layer is no submodule: its meta tensors are none of the model's.
+        object.__setattr__(self, "_held", (layer,))
+        self.call: LayerCall | None = None
+        self.seen: torch.Tensor | None = None
+        self.replacement: torch.Tensor | None = None
+        self.stops = False
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        self.call, self.seen = LayerCall(args, kwargs), hidden_states
+        if self.stops:
+            raise _Stopped
+        return hidden_states if self.replacement is None else self.replacement
+
+    def __getattr__(self, name: str) -> Any:
+        # Some models read `attention_type` and the like from the layer.
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["_held"][0], name)
+
+
+class _FinalStates(torch.nn.Module):
+    """Stands where the decoder stood: what comes in are its final hidden states."""
+
+    def forward(self, inputs_embeds: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPast:
+        return BaseModelOutputWithPast(last_hidden_state=inputs_embeds)
+
+
+def _refuse_cross_layer(config: Any) -> None:
+    for setting, why in _CROSS_LAYER_SETTINGS.items():
+        if getattr(config, setting, None):
+            raise RpamError(
+                f"{config.model_type}: can't be run one layer at a time, because its {why} "
+                f"(`{setting}` is {getattr(config, setting)} in its config)."
+            )
+
+
+def _rebuild_buffers(decoder: torch.nn.Module, config: Any, device: torch.device, name: str) -> None:
+    """Make the modules that own computed buffers (rotary tables) again on a real device."""
+    for child_name, child in list(decoder.named_children()):
+        if child_name != "layers" and any(b.is_meta for b in child.buffers()):
+            try:
+                setattr(decoder, child_name, type(child)(config=config).to(device))
+            except TypeError:
+                raise RpamError(f"{name}: its module {child_name} can't be built alone; not supported.") from None

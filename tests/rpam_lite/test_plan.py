@@ -1,0 +1,125 @@
+"""The planner: what fits where, and what it says when nothing does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from rpam_lite.cli import app
+from rpam_lite.errors import RpamError
+from rpam_lite.recipe import Memory, parse_size
+from rpam_lite.streaming.machine import choose_device, peak_memory
+from rpam_lite.streaming.plan import Budget, ModelSize, WorkSize, choose, fits, model_size, next_smaller, plan_for
+from rpam_lite.streaming.plan_table import plan_table
+from rpam_lite.streaming.shapes import SHAPES, config_of_shape
+from rpam_lite.streaming.skeleton import Skeleton
+
+GIB = 2**30
+WORK = WorkSize(tokens=128 * 256, longest=256, kept=128 * 256, targets=128 * 129, distinct=8000, top_k=64)
+MUCH = 1 << 50
+
+
+@pytest.fixture(scope="module")
+def seven() -> ModelSize:
+    return model_size(Skeleton(config_of_shape("qwen2.5-7b")))
+
+
+def test_sizes_of_a_7b_are_the_published_ones(seven: ModelSize) -> None:
+    """Qwen2.5-7B: 6.53e9 parameters without embeddings, a layer pair of 932 MB in 16 bits."""
+    assert seven.layers == 28
+    assert abs(seven.layers * seven.layer_values - 6.53e9) < 0.01e9
+    assert abs(2 * 2 * seven.layer_values - 932e6) < 1e6
+
+
+def test_the_fastest_way_that_fits_is_taken(seven: ModelSize) -> None:
+    ways = {
+        name: (plan.way.codec, plan.way.residency)
+        for name, plan in {
+            "80 GB": choose(seven, WORK, Budget(74 * GIB, 64 * GIB, MUCH)),
+            "8 GB, much host": choose(seven, WORK, Budget(7 * GIB, 32 * GIB, MUCH)),
+            "16 GB, little host": choose(seven, WORK, Budget(22 * GIB, 12 * GIB, MUCH)),
+            "8 GB, little host": choose(seven, WORK, Budget(7 * GIB, 8 * GIB, MUCH)),
+        }.items()
+    }
+    assert ways == {
+        "80 GB": ("exact", "device"),
+        "8 GB, much host": ("exact", "host"),
+        "16 GB, little host": ("int8", "device"),
+        "8 GB, little host": ("exact", "disk"),
+    }
+
+
+@pytest.mark.parametrize("shape", sorted(SHAPES))
+def test_every_plan_stays_within_its_budget(shape: str) -> None:
+    model = model_size(Skeleton(config_of_shape(shape)))
+    for device in (12, 16, 24) if shape == "qwen2.5-32b" else (8, 12, 16, 24):
+        budget = Budget(device * GIB, 48 * GIB, MUCH)
+        plan = choose(model, WORK, budget)
+        assert fits(plan, budget)
+        assert plan.total("device") <= device * GIB
+
+
+def test_the_codec_that_is_asked_for_is_taken(seven: ModelSize) -> None:
+    assert choose(seven, WORK, Budget(12 * GIB, 16 * GIB, MUCH), "nf4").way.codec == "nf4"
+
+
+def test_too_small_a_budget_names_what_would_do(seven: ModelSize) -> None:
+    with pytest.raises(RpamError, match=r"needs device (\d\.\d) GiB \(given: 1\.0 GiB\)") as caught:
+        choose(seven, WORK, Budget(GIB, 64 * GIB, MUCH))
+    needed = float(str(caught.value).split("needs device ")[1].split(" GiB")[0])
+    assert choose(seven, WORK, Budget(int((needed + 0.1) * GIB), 64 * GIB, MUCH))
+
+
+def test_after_running_out_of_memory_there_is_a_smaller_way(seven: ModelSize) -> None:
+    plan = choose(seven, WORK, Budget(24 * GIB, 64 * GIB, MUCH))
+    smaller = next_smaller(plan, seven, WORK, on_cpu=False)
+    assert smaller is not None
+    assert smaller.total("device") < plan.total("device")
+
+
+def test_the_table_adds_up(seven: ModelSize) -> None:
+    budget = Budget(8 * GIB, 32 * GIB, MUCH)
+    plan = choose(seven, WORK, budget)
+    text = plan_table(plan, budget)
+    assert all(what in text for what, _, _ in plan.items)
+    assert f"{plan.total('device') / GIB:.1f} GiB" in text
+    again = plan_for(plan.way, seven, WORK, on_cpu=False)
+    assert again == plan
+
+
+def test_sizes_are_read() -> None:
+    assert Memory.model_validate({"device": "6GiB", "host": "500 MB", "disk": 7}).model_dump(
+        include={"device", "host", "disk"}
+    ) == {"device": 6 * GIB, "host": 500_000_000, "disk": 7}
+    with pytest.raises(RpamError, match="--host 6 apples: must be a size"):
+        parse_size("6 apples", "--host")
+
+
+def test_a_gpu_that_is_not_there_is_refused() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    assert choose_device(Memory()).type == "cpu"
+    with pytest.raises(RpamError, match="this machine has no usable GPU"):
+        choose_device(Memory(accelerator="cuda"))
+
+
+def test_peak_memory_sees_what_was_freed_again() -> None:
+    with peak_memory(torch.device("cpu")) as peak:
+        block = torch.ones(64 << 20, dtype=torch.uint8)
+        del block
+        assert 60 << 20 < peak() < 120 << 20
+
+
+def test_the_plan_command_plans_a_model_that_is_not_there() -> None:
+    result = CliRunner().invoke(app, ["plan", "--shape", "qwen2.5-7b", "--host", "32GiB"], env={"COLUMNS": "160"})
+    assert result.exit_code == 0
+    for card in ("8 GB", "12 GB", "16 GB", "24 GB", "CPU"):
+        assert card in result.stdout
+    assert "both parents' layers" in result.stdout
+
+
+def test_an_unknown_shape_lists_the_known_ones() -> None:
+    result = CliRunner().invoke(app, ["plan", "--shape", "gpt-5"])
+    assert isinstance(result.exception, RpamError)
+    assert "qwen2.5-7b" in str(result.exception)
