@@ -52,7 +52,9 @@ def open_problem(folder: Path, way: Way) -> tuple[Problem, Stores]:
     skeleton = Skeleton(folder / "short")
     settings = Fit()
     chosen = list(range(len(questions)))
-    batches = load_batches(folder / "capture", questions, chosen, way.micro_tokens, question_shares(questions, 1.0))
+    batches = load_batches(
+        folder / "capture", questions, chosen, way.micro_tokens, question_shares(questions, 1.0), settings
+    )
     source = WeightSource(long, short, skeleton, way.codec, way.residency, scratch=folder / "scratch")
     ends = Ends(long, short, skeleton, questions.token_ids, way.chunk_rows, way.keep_head)
     groups = grouping(skeleton.tensors(), "layer")
@@ -112,7 +114,7 @@ def naive_step(folder: Path) -> Callable[[], torch.Tensor]:
                 terms = terms + layer_terms(kept, selected, other, targets[i].mean_gap, batch, problem.settings)
             logprobs = logits.log_softmax(-1).gather(-1, batch.targets.ids)
             kl = objective.kl_to_targets(logprobs, batch.targets.logprobs, batch.targets.tail)
-            by_question = objective.mean_by_question(kl, batch.target_rows, len(batch.shares))
+            by_question = objective.sum_by_question(batch.target_weights * kl, batch.target_rows, len(batch.shares))
             parts = torch.cat([terms / layers, (batch.shares * by_question).sum().view(1)])
             loss = (weighted_terms(problem) * parts).sum()
             gradient += torch.autograd.grad(loss, values, retain_graph=True)[0]

@@ -94,6 +94,9 @@ class Fit(_Section):
     contrastive_weight: NonNegative = 0.05
     kl_weight: NonNegative = 1.0
     temperature: float = Field(0.1, gt=0, description="tau of the contrastive term")
+    decision_share: Share = Field(
+        0.5, description="share of the KL term that the answer's first token has; 0 weighs all tokens alike"
+    )
     long_weight: float = Field(1.0, gt=0, description="weight of a long-labelled question; short ones have 1")
     ridge: NonNegative = Field(0.0, description="weight of lambda's variance")
     smoothness: NonNegative = Field(0.0, description="weight of lambda's squared steps from layer to layer")

@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from rpam_lite.fit.objective import position_weights
+from rpam_lite.recipe import Fit
 from rpam_lite.streaming.activations import CalibrationSet, Targets, load_layer, load_targets
 
 
@@ -23,6 +25,7 @@ class MicroBatch:
         target_rows: Question of each target position, int64 [targets].
         target_columns: Its position, int64 [targets].
         targets: The selected parent's distribution there.
+        target_weights: Weight of each target position within its question, float64 [targets].
         shares: Weight of each question in the loss, float32 [questions]; all questions' sum is 1.
     """
 
@@ -33,6 +36,7 @@ class MicroBatch:
     target_rows: torch.Tensor
     target_columns: torch.Tensor
     targets: Targets
+    target_weights: torch.Tensor
     shares: torch.Tensor
 
 
@@ -54,7 +58,11 @@ def micro_batches(lengths: list[int], tokens: int) -> list[list[int]]:
 
 
 def make_batch(
-    questions: CalibrationSet, chosen: list[int], targets: list[Targets], shares: torch.Tensor
+    questions: CalibrationSet,
+    chosen: list[int],
+    targets: list[Targets],
+    shares: torch.Tensor,
+    decision_share: float,
 ) -> MicroBatch:
     """Pad the chosen questions; `targets` and `shares` are those of all questions."""
     columns = [questions.target_positions(q) for q in chosen]
@@ -67,17 +75,20 @@ def make_batch(
         target_rows=torch.cat([torch.full_like(c, row) for row, c in enumerate(columns)]),
         target_columns=torch.cat(columns),
         targets=Targets(*(torch.cat([getattr(t, f) for t in own]) for f in ("ids", "logprobs", "tail"))),
+        target_weights=torch.cat([position_weights(len(c), decision_share) for c in columns]),
         shares=shares[chosen],
     )
 
 
 def load_batches(
-    folder: Path, questions: CalibrationSet, chosen: list[int], tokens: int, shares: torch.Tensor
+    folder: Path, questions: CalibrationSet, chosen: list[int], tokens: int, shares: torch.Tensor, settings: Fit
 ) -> list[MicroBatch]:
     """The chosen questions of a capture in micro-batches of at most `tokens` padded tokens."""
     targets = load_targets(folder, questions)
     groups = micro_batches([len(questions.token_ids[q]) for q in chosen], tokens)
-    return [make_batch(questions, [chosen[i] for i in group], targets, shares) for group in groups]
+    return [
+        make_batch(questions, [chosen[i] for i in group], targets, shares, settings.decision_share) for group in groups
+    ]
 
 
 class LayerTargets:

@@ -200,7 +200,7 @@ def _next_token_terms(
         targets = batch.targets
         divergence = objective.kl_to_targets(logprobs, targets.logprobs.to(logprobs), targets.tail.to(logprobs))
         rows = batch.target_rows.to(logprobs.device)
-        by_question = objective.mean_by_question(divergence, rows, len(batch.shares))
+        by_question = objective.sum_by_question(batch.target_weights.to(logprobs) * divergence, rows, len(batch.shares))
         value = (batch.shares.to(logprobs) * by_question).sum()
         total = total + value.detach()
         return weight * value

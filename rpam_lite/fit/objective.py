@@ -107,11 +107,26 @@ def kl_to_targets(logprobs: torch.Tensor, target_logprobs: torch.Tensor, target_
     return head + target_tail * (target_tail.clamp_min(1e-9).log() - tail.log())
 
 
-def mean_by_question(values: torch.Tensor, question: torch.Tensor, questions: int) -> torch.Tensor:
-    """Mean of `values` [positions] over the positions of each question, float32 [questions]."""
-    sums = torch.zeros(questions, dtype=values.dtype, device=values.device).index_add(0, question, values)
-    counts = torch.bincount(question, minlength=questions).clamp_min(1)
-    return sums / counts
+def position_weights(positions: int, decision_share: float) -> torch.Tensor:
+    """Weights of one question's target positions, float64 [positions], with sum 1.
+
+    The first one, the last prompt token, decides between a long and a short answer. In a plain mean
+    it would count forty times less in a long answer than in a short one.
+
+    Args:
+        positions: How many there are.
+        decision_share: Share of the first one; the others divide the rest evenly. 0 is the plain mean.
+    """
+    if decision_share == 0 or positions == 1:
+        return torch.full((positions,), 1 / positions, dtype=torch.float64)
+    weights = torch.full((positions,), (1 - decision_share) / (positions - 1), dtype=torch.float64)
+    weights[0] = decision_share
+    return weights
+
+
+def sum_by_question(values: torch.Tensor, question: torch.Tensor, questions: int) -> torch.Tensor:
+    """Sum of `values` [positions] over the positions of each question, [questions]."""
+    return torch.zeros(questions, dtype=values.dtype, device=values.device).index_add(0, question, values)
 
 
 def _flat_cosine(a: torch.Tensor, b: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -86,7 +86,7 @@ def open_problem(
         grouping=grouping(planned.skeleton.tensors(), fit.granularity),
         questions=questions,
         batches=load_batches(
-            captured, questions, chosen, way.micro_tokens, question_shares(questions, fit.long_weight)
+            captured, questions, chosen, way.micro_tokens, question_shares(questions, fit.long_weight), fit
         ),
         captured=captured,
         settings=fit,

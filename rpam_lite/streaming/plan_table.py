@@ -15,7 +15,7 @@ UNLIMITED = 1 << 62
 def plan_table(plan: Plan, budget: Budget) -> str:
     """The plan as a table."""
     places = ["device", "host", "disk"] if budget.device is not None else ["host", "disk"]
-    table = Table(title=f"plan: {describe(plan.way)}", title_justify="left", show_edge=False)
+    table = Table(show_edge=False)
     table.add_column("item")
     for place in places:
         table.add_column(place, justify="right")
@@ -25,11 +25,11 @@ def plan_table(plan: Plan, budget: Budget) -> str:
     table.add_row("expected peak", *(size_text(plan.total(place)) for place in places))
     given = {"device": budget.device or 0, "host": budget.host, "disk": budget.disk}
     table.add_row("budget", *(size_text(given[place]) if given[place] < UNLIMITED else "-" for place in places))
-    table.caption = f"weights moved a joint step: {size_text(plan.moved)}"
-    table.caption_justify = "left"
+    table.add_section()
+    table.add_row("weights moved a joint step", size_text(plan.moved))
     buffer = StringIO()
     Console(file=buffer, width=110).print(table)
-    return buffer.getvalue().rstrip()
+    return f"plan: {describe(plan.way)}\n{buffer.getvalue().rstrip()}"
 
 
 def size_text(size: int) -> str:

@@ -60,7 +60,7 @@ def problem_of(pair: Path, captured: Path, dtype: torch.dtype, mine: list[int] |
         ends,
         grouping(skeleton.tensors(), settings.granularity),
         questions,
-        load_batches(captured, questions, chosen, MICRO_TOKENS, shares),
+        load_batches(captured, questions, chosen, MICRO_TOKENS, shares, settings),
         captured,
         settings,
         dtype,

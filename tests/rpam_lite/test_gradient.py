@@ -63,8 +63,11 @@ def by_autograd(pair: Path, problem: Problem, values: torch.Tensor) -> tuple[tor
         divergence = objective.kl_to_targets(
             logprobs, batch.targets.logprobs.to(problem.dtype), batch.targets.tail.to(problem.dtype)
         )
-        means = torch.stack([divergence[batch.target_rows == row].mean() for row in range(len(batch.questions))])
-        terms = terms + torch.stack([*terms.new_zeros(2), (batch.shares * means).sum()])
+        for row, share in enumerate(batch.shares):
+            first, *rest = divergence[batch.target_rows == row]
+            own = problem.settings.decision_share
+            mean = own * first + (1 - own) * torch.stack(rest).mean()
+            terms = terms + torch.stack([*terms.new_zeros(2), share * mean])
     loss = (weighted_terms(problem).to(terms) * terms).sum()
     return terms.detach(), torch.autograd.grad(loss, values)[0]
 

@@ -106,6 +106,15 @@ def test_kl_of_top_k_is_a_lower_bound_and_0_at_the_target(k: int) -> None:
     assert objective.kl_to_targets(log_p.gather(-1, top.indices), top.values, tail).abs().max() < 1e-5
 
 
-def test_mean_by_question() -> None:
+def test_sum_by_question() -> None:
     values, question = torch.tensor([1.0, 3.0, 10.0]), torch.tensor([0, 0, 2])
-    assert objective.mean_by_question(values, question, 3).tolist() == [2.0, 0.0, 10.0]
+    assert objective.sum_by_question(values, question, 3).tolist() == [4.0, 0.0, 10.0]
+
+
+@given(st.integers(1, 300), st.floats(0, 1))
+def test_position_weights_sum_to_one_and_the_first_has_its_share(positions: int, share: float) -> None:
+    weights = objective.position_weights(positions, share)
+    assert abs(float(weights.sum()) - 1) < 1e-9
+    if positions > 1 and share > 0:
+        assert float(weights[0]) == share
+    assert objective.position_weights(4, 0.0).tolist() == [0.25] * 4
