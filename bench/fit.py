@@ -173,7 +173,8 @@ def main() -> None:
         found = {}
         for way in ("naive", *WAYS):
             command = [sys.executable, "-m", "bench.fit", "--folder", str(folder), "--way", way]
-            output = subprocess.run([*command, "--steps", str(args.steps)], check=True, capture_output=True, text=True)
+            command += ["--steps", str(args.steps)]
+            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             found[way] = json.loads(output.stdout.splitlines()[-1])
         plans = {name: planned(folder, way) for name, way in WAYS.items()}
     naive = found["naive"]

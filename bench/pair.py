@@ -39,7 +39,8 @@ def make_pair(folder: Path, shape: str, spread: float = 0.05, seed: int = 1) -> 
             save_file(rounded, folder / parent / f"{file}.safetensors", {"format": "pt"})
         weight_map |= dict.fromkeys(shapes, f"{file}.safetensors")
     for parent in ("short", "long"):
-        (folder / parent / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+        index = {"metadata": {}, "weight_map": weight_map}
+        (folder / parent / "model.safetensors.index.json").write_text(json.dumps(index))
     return folder
 
 
