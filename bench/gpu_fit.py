@@ -73,7 +73,7 @@ class RandomParent:
 
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Some rows."""
-        return self.get(name)[start:stop]
+        return self.get(name)[start:stop].clone()
 
     def read_into(self, name: str, out: torch.Tensor) -> None:
         """One tensor into `out`."""

@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from rpam_lite.checkpoint.files import read_json
+from rpam_lite.checkpoint.files import ADAPTER_CONFIG as CONFIG
+from rpam_lite.checkpoint.files import is_adapter, read_json
 from rpam_lite.checkpoint.source import CheckpointSource, ParentSource
 from rpam_lite.errors import RpamError
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _LORA = re.compile(r"^(.+)\.lora_([AB])\.weight$")
 
@@ -99,7 +100,8 @@ class AdapterSource:
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Rows `start` to `stop` of one tensor."""
         changed = name in self._lora or name in self._replaced
-        return self.get(name)[start:stop] if changed else self.base.rows(name, start, stop)
+        # A copy: a view would keep the whole tensor in memory.
+        return self.get(name)[start:stop].clone() if changed else self.base.rows(name, start, stop)
 
     def read_into(self, name: str, out: torch.Tensor) -> None:
         """Compute one tensor into `out`."""
@@ -133,11 +135,6 @@ class AdapterSource:
                     f"{folder / CONFIG}: `{setting}` is {config[setting]!r}, which is not supported; "
                     "merge the adapter into its base with peft first (merge_and_unload)."
                 )
-
-
-def is_adapter(path: Path) -> bool:
-    """Whether a folder holds a PEFT adapter rather than a whole checkpoint."""
-    return (path / CONFIG).exists()
 
 
 def open_parent(path: Path, base: Path | None = None) -> ParentSource:

@@ -12,6 +12,8 @@ from typing import Any
 
 from rpam_lite.errors import RpamError
 
+ADAPTER_CONFIG = "adapter_config.json"
+
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
@@ -55,6 +57,11 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON so that `path` is whole or absent."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a folder holds a PEFT adapter rather than a whole checkpoint."""
+    return (path / ADAPTER_CONFIG).exists()
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:

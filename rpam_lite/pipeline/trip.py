@@ -6,7 +6,7 @@ from pathlib import Path
 
 from quant.evaluate import RECORD_VERSION
 from quant.tasks.grader import GRADER_VERSION
-from rpam_lite.checkpoint.adapter import is_adapter
+from rpam_lite.checkpoint.files import is_adapter
 from rpam_lite.errors import RpamError
 from rpam_lite.patterns.label import PATTERN_VERSION
 from rpam_lite.pipeline import fitting, stages
