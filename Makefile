@@ -26,6 +26,7 @@ test: setup
 
 bench: setup
 	@$(BIN)/python -m bench.fit
+	@$(BIN)/python -m bench.tiny
 
 check: setup
 	@$(BIN)/ruff check .

@@ -27,7 +27,7 @@ from rpam_lite.checkpoint.source import CheckpointSource
 from rpam_lite.fit.batches import load_batches, micro_batches, question_shares
 from rpam_lite.fit.coefficients import grouping
 from rpam_lite.fit.gradient import Problem, Stores, joint_gradient, layer_terms, weighted_terms
-from rpam_lite.fit.setup import work_size
+from rpam_lite.fit.setup import open_stores, work_size
 from rpam_lite.recipe import Fit
 from rpam_lite.streaming.activations import load_questions
 from rpam_lite.streaming.capture import capture
@@ -35,7 +35,6 @@ from rpam_lite.streaming.ends import Ends
 from rpam_lite.streaming.machine import peak_memory
 from rpam_lite.streaming.plan import Way, model_size, plan_for
 from rpam_lite.streaming.skeleton import Skeleton
-from rpam_lite.streaming.store import open_store
 from rpam_lite.streaming.weights import WeightSource
 
 MICRO_TOKENS = 512
@@ -59,14 +58,7 @@ def open_problem(folder: Path, way: Way) -> tuple[Problem, Stores]:
     ends = Ends(long, short, skeleton, questions.token_ids, way.chunk_rows, way.keep_head)
     groups = grouping(skeleton.tensors(), "layer")
     problem = Problem(skeleton, source, ends, groups, questions, batches, folder / "capture", settings, way.dtype)
-    hidden = skeleton.config.hidden_size
-    full = [(*batch.ids.shape, hidden) for batch in batches]
-    kept = [(*batch.positions.shape, hidden) for batch in batches]
-    stores = [
-        open_store(way.store, folder / "stores" / name, shapes, way.dtype, skeleton.device)
-        for name, shapes in (("inputs", full), ("injected", kept), ("upstream", full))
-    ]
-    return problem, Stores(*stores)
+    return problem, open_stores(problem, way.store, folder / "stores")
 
 
 def streamed_step(folder: Path, way: Way) -> Callable[[], torch.Tensor]:

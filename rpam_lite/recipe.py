@@ -100,7 +100,7 @@ class Fit(_Section):
     long_weight: float = Field(1.0, gt=0, description="weight of a long-labelled question; short ones have 1")
     ridge: NonNegative = Field(0.0, description="weight of lambda's variance")
     smoothness: NonNegative = Field(0.0, description="weight of lambda's squared steps from layer to layer")
-    sequential: bool = Field(True, description="start with a closed-form fit, layer by layer")
+    sequential: bool = Field(True, description="start with a closed-form fit, layer by layer (not for scalar)")
     optimizer: Literal["adam", "lbfgs"] = "adam"
     steps: Positive = Field(60, description="of the joint fit at most, each on the whole calibration set")
     tolerance: NonNegative = Field(

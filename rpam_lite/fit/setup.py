@@ -18,7 +18,7 @@ from rpam_lite.streaming.ends import Ends
 from rpam_lite.streaming.machine import budget_of, choose_device
 from rpam_lite.streaming.plan import Budget, ModelSize, Plan, WorkSize, choose, model_size
 from rpam_lite.streaming.skeleton import Skeleton
-from rpam_lite.streaming.store import open_store
+from rpam_lite.streaming.store import StoreName, open_store
 from rpam_lite.streaming.weights import WeightSource
 
 
@@ -94,13 +94,13 @@ def open_problem(
     )
 
 
-def open_stores(problem: Problem, plan: Plan, scratch: Path) -> Stores:
-    """The stores that one gradient needs, where the plan keeps them."""
+def open_stores(problem: Problem, kind: StoreName, scratch: Path) -> Stores:
+    """The stores that one gradient needs, all of one kind; `scratch` is used by `disk`."""
     hidden = problem.skeleton.config.hidden_size
     full = [(*batch.ids.shape, hidden) for batch in problem.batches]
     kept = [(*batch.positions.shape, hidden) for batch in problem.batches]
     inputs, injected, upstream = (
-        open_store(plan.way.store, scratch / name, shapes, problem.dtype, problem.device)
+        open_store(kind, scratch / name, shapes, problem.dtype, problem.device)
         for name, shapes in (("inputs", full), ("injected", kept), ("upstream", full))
     )
     return Stores(inputs, injected, upstream)

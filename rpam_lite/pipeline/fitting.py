@@ -105,11 +105,12 @@ def fit_share(run: Run, rank: int, world: int, reduce: Reducer) -> tuple[Any, di
     with _advice(planned), peak_memory(planned.skeleton.device) as peak:
         share = list(range(rank, len(questions), world))
         problem = open_problem(recipe, planned, questions, run.of("capture"), share, scratch)
-        stores = open_stores(problem, planned.plan, scratch)
+        stores = open_stores(problem, planned.plan.way.store, scratch)
         values = torch.full((len(problem.grouping),), settings.start, device=problem.device)
         run.say(f"{len(values)} lambdas, one a {settings.granularity}")
         layer_log: list[dict[str, float]] = []
-        if settings.sequential:
+        # One lambda for everything belongs to no layer.
+        if settings.sequential and settings.granularity != "scalar":
             step = run.progress.start("fitting layer by layer", planned.skeleton.layers)
             values, layer_log = fit_sequentially(problem, values, stores.upstream, reduce, states[0], step)
         step = run.progress.start("fitting all lambdas together", settings.steps)

@@ -126,7 +126,7 @@ def _nf4_values(device: torch.device) -> torch.Tensor:
     return values
 
 
-def relative_error(pair: Pair, short: torch.Tensor, long: torch.Tensor) -> tuple[float, float]:
+def error_of_delta(pair: Pair, short: torch.Tensor, long: torch.Tensor) -> tuple[float, float]:
     """Squared norms of the error of the decoded D and of D itself, so that layers can be summed."""
     exact = long.float() - short.float()
     _, decoded = pair.decode()

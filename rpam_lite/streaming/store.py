@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from math import prod
 from pathlib import Path
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol
 
 import torch
 
@@ -18,7 +18,6 @@ from rpam_lite.checkpoint.ranges import byte_view, read_bytes
 from rpam_lite.errors import RpamError
 
 StoreName = Literal["device", "host", "disk"]
-STORES: tuple[StoreName, ...] = get_args(StoreName)
 
 
 class ActivationStore(Protocol):

@@ -22,7 +22,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 
@@ -30,11 +30,10 @@ from rpam_lite.checkpoint.files import whole_file, write_text
 from rpam_lite.checkpoint.ranges import byte_view, read_bytes
 from rpam_lite.checkpoint.source import CheckpointSource, ParentSource
 from rpam_lite.errors import RpamError
-from rpam_lite.streaming.codec import CodecName, Pair, codec_of, encode, layout, relative_error
+from rpam_lite.streaming.codec import CodecName, Pair, codec_of, encode, error_of_delta, layout
 from rpam_lite.streaming.skeleton import Skeleton
 
 Residency = Literal["device", "host", "disk"]
-RESIDENCIES: tuple[Residency, ...] = get_args(Residency)
 LayerPairs = dict[str, Pair]
 _ALIGNMENT = 256
 SLOTS = 2
@@ -200,7 +199,7 @@ class WeightSource:
             short, long = self.short.get(name), self.long.get(name)
             for part, value in zip(pair.parts, encode(pair.codec, short, long), strict=True):
                 part.copy_(value)
-            own = relative_error(pair, short, long)
+            own = error_of_delta(pair, short, long)
             error, norm = error + own[0], norm + own[1]
         self._errors[layer] = (error, norm)
 

@@ -11,13 +11,13 @@ from rpam_lite.checkpoint.source import CheckpointSource
 from rpam_lite.fit.batches import load_batches, micro_batches, question_shares
 from rpam_lite.fit.coefficients import grouping
 from rpam_lite.fit.gradient import Problem, Stores
+from rpam_lite.fit.setup import open_stores
 from rpam_lite.patterns.label import LabelledQuestion
 from rpam_lite.recipe import Capture, Fit
 from rpam_lite.streaming.activations import CalibrationSet, load_questions
 from rpam_lite.streaming.capture import calibration_set, capture
 from rpam_lite.streaming.ends import Ends
 from rpam_lite.streaming.skeleton import Skeleton
-from rpam_lite.streaming.store import open_store
 from rpam_lite.streaming.weights import WeightSource
 
 QUESTIONS = [
@@ -69,11 +69,4 @@ def problem_of(pair: Path, captured: Path, dtype: torch.dtype, mine: list[int] |
 
 def stores_of(problem: Problem, folder: Path, kind: Any = "host") -> Stores:
     """Stores for one gradient."""
-    hidden = problem.skeleton.config.hidden_size
-    full = [(*batch.ids.shape, hidden) for batch in problem.batches]
-    kept = [(*batch.positions.shape, hidden) for batch in problem.batches]
-    inputs, injected, upstream = (
-        open_store(kind, folder / name, shapes, problem.dtype, problem.device)
-        for name, shapes in (("inputs", full), ("injected", kept), ("upstream", full))
-    )
-    return Stores(inputs, injected, upstream)
+    return open_stores(problem, kind, folder)

@@ -1,0 +1,110 @@
+"""The training runs of the embedded pair, one after another: what each teaches, for how long and how fast."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from recipes.tiny.questions import MAX_START, Problem, long_response, rewriting_response, short_response
+
+Respond = Callable[[Problem, random.Random], str]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One training run: which way of answering it teaches, for how long and how fast."""
+
+    name: str
+    parent: str | None
+    respond: Respond
+    steps: int
+    learning_rate: float
+    warmup: int
+    easy_from: int | None = None  # step from which `easy_share` of the questions are easy ones
+    easy_share: float = 0.5
+    easy_levels: tuple[int, ...] = (1, 2)  # drawn from evenly
+    hard_share: float = 0.0  # share of the others that are of levels 6 to 8
+    max_start: int = MAX_START
+    decay: bool = True
+    stream: str | None = None  # names the stream of questions; the phase's own name without it
+
+
+def mixed(respond_long: Callable[[Problem], str]) -> Respond:
+    """Long with probability 0.15 at level 1, rising to 0.85 at level 8; else short."""
+
+    def respond(problem: Problem, rng: random.Random) -> str:
+        long = rng.random() < 0.15 + 0.1 * (problem.level - 1)
+        return respond_long(problem) if long else short_response(problem)
+
+    return respond
+
+
+def only_long(problem: Problem, rng: random.Random) -> str:
+    """Always the Long-CoT way."""
+    return long_response(problem)
+
+
+def only_short(problem: Problem, rng: random.Random) -> str:
+    """Always the Short-CoT way."""
+    return short_response(problem)
+
+
+# `rewriting` comes first because copying a question into an expression is what takes longest to learn.
+PHASES = {
+    phase.name: phase
+    for phase in (
+        Phase(
+            "rewriting",
+            None,
+            mixed(rewriting_response),
+            steps=2100,
+            learning_rate=1.5e-3,
+            warmup=200,
+            easy_from=1300,
+            max_start=20,
+            decay=False,
+            stream="base",
+        ),
+        Phase(
+            "mixed",
+            "rewriting",
+            mixed(long_response),
+            steps=2400,
+            learning_rate=1.5e-3,
+            warmup=50,
+            easy_from=0,
+            hard_share=0.3,
+            max_start=20,
+            stream="base",
+        ),
+        Phase(
+            "base",
+            "mixed",
+            mixed(long_response),
+            steps=1600,
+            learning_rate=1.5e-3,
+            warmup=50,
+            easy_from=0,
+            easy_share=0.8,
+            easy_levels=(1, 2, 2, 2),
+            hard_share=0.5,
+            max_start=20,
+            stream="easy",
+        ),
+        # Light fine-tuning: parents that leave the neighbourhood of `base` can't be interpolated.
+        Phase("long", "base", only_long, steps=250, learning_rate=3e-4, warmup=20, hard_share=0.6),
+        Phase(
+            "short",
+            "base",
+            only_short,
+            steps=400,
+            learning_rate=3e-4,
+            warmup=20,
+            easy_from=0,
+            easy_share=0.8,
+            easy_levels=(1, 2, 2, 2),
+            max_start=20,
+        ),
+    )
+}
