@@ -17,12 +17,13 @@ from quant.tasks.grader import GRADER_VERSION, THINK_CLOSE, THINK_OPEN, grade
 from quant.tasks.questions import Question
 from rpam_lite.checkpoint.files import keep_partial
 
-RECORD_VERSION = 1
+RECORD_VERSION = 2
+BLOCKS = ("none", "closed", "open")  # what can become of a think block
 
 
 @dataclass(frozen=True)
 class Record:
-    """One graded completion. Tokens are counted as the engine generated them."""
+    """One graded completion. Tokens are counted as the engine generated them; `think_block` is one of BLOCKS."""
 
     key: str
     level: int
@@ -30,6 +31,7 @@ class Record:
     reason: str
     tokens: int
     think_tokens: int
+    think_block: str
     finish_reason: str
     text: str
     version: int = RECORD_VERSION
@@ -75,20 +77,22 @@ def evaluate(
 def to_record(completion: Completion, question: Question) -> Record:
     """Grade one completion."""
     verdict = grade(completion.text, question.answer, truncated=completion.finish_reason == "length")
+    think_tokens, block = think_block(completion.pieces)
     return Record(
         key=question.key,
         level=question.level,
         correct=verdict.correct,
         reason=verdict.reason,
         tokens=completion.generated,
-        think_tokens=count_think_tokens(completion.pieces),
+        think_tokens=think_tokens,
+        think_block=block,
         finish_reason=completion.finish_reason,
         text=completion.text,
     )
 
 
-def count_think_tokens(pieces: Sequence[bytes]) -> int:
-    """Tokens inside the think block: 0 without one, all that follow where it never closes.
+def think_block(pieces: Sequence[bytes]) -> tuple[int, str]:
+    """Tokens inside the think block (all that follow where it never closes), and what became of it.
 
     A block that closes without having been opened was opened by the prompt (R1, Qwen3-Thinking).
     """
@@ -97,21 +101,30 @@ def count_think_tokens(pieces: Sequence[bytes]) -> int:
     for i, piece in enumerate(pieces):
         text += piece
         if THINK_CLOSE.encode() in text:
-            return i if opened_at is None else i - opened_at - 1
+            return i if opened_at is None else i - opened_at - 1, "closed"
         if opened_at is None and THINK_OPEN.encode() in text:
             opened_at = i
-    return 0 if opened_at is None else len(pieces) - opened_at - 1
+    return (0, "none") if opened_at is None else (len(pieces) - opened_at - 1, "open")
+
+
+@dataclass(frozen=True)
+class BlockSummary:
+    """Answers whose think block ended in one way: their share, and their mean generated tokens."""
+
+    share: float
+    tokens: float | None
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Means over a set of records. Shares are between 0 and 1."""
+    """Means over a set of records. Shares are between 0 and 1; `blocks` has one entry for each of BLOCKS."""
 
     questions: int
     accuracy: float
     tokens: float
     truncated: float
     long: float
+    blocks: dict[str, BlockSummary]
 
 
 def summarize(records: Sequence[Record], long_think_tokens: int) -> Summary:
@@ -126,7 +139,13 @@ def summarize(records: Sequence[Record], long_think_tokens: int) -> Summary:
         tokens=sum(r.tokens for r in records) / n,
         truncated=sum(r.finish_reason == "length" for r in records) / n,
         long=sum(r.think_tokens >= long_think_tokens for r in records) / n,
+        blocks={block: _of_block([r for r in records if r.think_block == block], n) for block in BLOCKS},
     )
+
+
+def _of_block(records: Sequence[Record], all_records: int) -> BlockSummary:
+    tokens = sum(r.tokens for r in records) / len(records) if records else None
+    return BlockSummary(len(records) / all_records, tokens)
 
 
 def summarize_by_level(records: Sequence[Record], long_think_tokens: int) -> dict[int, Summary]:

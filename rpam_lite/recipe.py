@@ -84,8 +84,25 @@ class Capture(_Section):
     top_k: Positive = Field(64, description="next-token log-probabilities kept a position, tail apart")
 
 
+class Release(_Section):
+    """Settings of `fit.preset: release`; the defaults are those of its best published run."""
+
+    prompt_tokens: Positive = Field(1024, description="every prompt is padded or cut to this length")
+    omega: NonNegative = Field(1000.0, description="weight of the contrastive term")
+    temperature: float = Field(0.1, gt=0)
+    start: float = Field(0.5, description="weight of the SHORT parent, as the release counts")
+    learning_rate: float = Field(0.001, gt=0)
+    epochs: Positive = 100
+    batch: Positive = Field(16, description="questions of one label a step")
+
+
 class Fit(_Section):
     """Objective and optimizer of lambda; the three terms are logged apart."""
+
+    preset: Literal["release"] | None = Field(
+        None, description="`release`: fit as the RPAM release does, its defects included; only `release` is read then"
+    )
+    release: Release = Release()
 
     granularity: Literal["scalar", "layer", "block", "matrix", "row"] = "layer"
     start: float = 0.5

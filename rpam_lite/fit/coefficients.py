@@ -12,19 +12,24 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 
 from rpam_lite.checkpoint.files import read_json, write_json
 from rpam_lite.errors import RpamError
+from rpam_lite.fit.elements import read_elements
 
-Granularity = Literal["scalar", "layer", "block", "matrix", "row"]
+Granularity = Literal["scalar", "layer", "block", "matrix", "row", "element"]
 _DECODER_LAYER = re.compile(r"^model\.layers\.(\d+)\.(.+)\.(weight|bias)$")
 
 _GROUP_IN_LAYER = re.compile(r"^layers\.(\d+)(.*)$")
 
 
 class Coefficients(BaseModel):
-    """Contents of coefficients.json; `version` changes when the meaning of a field does."""
+    """Contents of coefficients.json; `version` changes when the meaning of a field does.
+
+    With granularity `element` the decoder layers' values are means, and lambda of each weight stands in
+    files beside it.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -32,9 +37,10 @@ class Coefficients(BaseModel):
     granularity: Granularity
     weights: Literal["long"] = "long"
     values: dict[str, float | list[float]]
+    _folder: Path = PrivateAttr(default=Path())
 
     def of(self, tensor: str) -> float | torch.Tensor:
-        """Lambda of one tensor: one value, or float32 [rows].
+        """Lambda of one tensor: one value, float32 [rows], or float32 of the tensor's shape.
 
         Raises:
             RpamError: The file has no value for the group the tensor belongs to.
@@ -46,6 +52,9 @@ class Coefficients(BaseModel):
                 "it was fitted for other checkpoints, so fit again."
             )
         value = self.values[group]
+        match = _DECODER_LAYER.match(tensor)
+        if self.granularity == "element" and match is not None:
+            return read_elements(self._folder, int(match[1]), tensor)
         return torch.tensor(value) if isinstance(value, list) else value
 
     def means(self) -> dict[str, float]:
@@ -123,7 +132,7 @@ def group_of(tensor: str, granularity: Granularity) -> str:
     `scalar`: the whole model. `layer`: a decoder layer, the embedding, the final norm, the head.
     `block`: attention (with the norm before it) and MLP of a layer apart. `matrix`: each module of a
     layer (a bias goes with its weight). `row`: the same modules, one lambda an output row; embedding,
-    final norm and head keep one each.
+    final norm and head keep one each. `element`: the same modules, one lambda a weight.
     """
     if granularity == "scalar":
         return "model"
@@ -157,8 +166,10 @@ def load(path: Path) -> Coefficients:
     """
     raw = read_json(path, "the coefficients file")
     try:
-        return Coefficients.model_validate(raw)
+        loaded = Coefficients.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise RpamError(f"{path}: `{place}` {first['msg']} (got {first['input']!r}); fit again.") from None
+    loaded._folder = path.parent
+    return loaded

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rpam_lite.checkpoint.files import write_json
 from rpam_lite.errors import RpamError
+from rpam_lite.pipeline.release import fit_as_released
 from rpam_lite.pipeline.stage import Run
 
 if TYPE_CHECKING:
@@ -70,10 +71,16 @@ def run_fit(run: Run) -> None:
     from rpam_lite.report.plots import plot_coefficients
 
     with processes() as group:
-        fitted, log = fit_share(run, group.rank, group.world, group.reduce)
+        if run.recipe.fit.preset == "release":
+            if group.world > 1:
+                raise RpamError("`fit.preset: release` fits in one process; run `rpam fit` without torchrun.")
+            fitted, log = fit_as_released(run)
+        else:
+            fitted, log = fit_share(run, group.rank, group.world, group.reduce)
     if group.rank:
         return
-    _say_result(run, log)
+    if run.recipe.fit.preset is None:
+        _say_result(run, log)
     coefficients.save(fitted, run.of("fit") / "coefficients.json")
     write_json(run.of("fit") / "fit.json", log)
     plot_coefficients(fitted.means(), run.of("fit") / "coefficients.png")

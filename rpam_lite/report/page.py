@@ -58,6 +58,22 @@ def verdicts(rows: list[dict[str, Any]]) -> list[str]:
     return sentences
 
 
+def block_table(rows: list[dict[str, Any]]) -> str:
+    """Share and mean tokens of answers without a think block, with a closed one, with one that never closes.
+
+    An answer that never closes its block is not a short one: the share of closed blocks alone says
+    nothing about adaptivity.
+    """
+    lines = ["| model | no block | tokens | closed | tokens | never closed | tokens |", "|---|" + "---:|" * 6]
+    for row in rows:
+        cells = []
+        for block in row["blocks"].values():
+            tokens = "-" if block["tokens"] is None else f"{block['tokens']:.1f}"
+            cells += [_percent(block["share"]), tokens]
+        lines.append(f"| {row['name']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def level_table(rows: list[dict[str, Any]], field: str, show: Callable[[float], str]) -> str:
     """One field by difficulty level, as a Markdown table."""
     levels = list(rows[0]["levels"])
@@ -110,9 +126,13 @@ Long answers:
 
 {level_table(rows, "long", _percent)}
 
+## By think block
+
+{block_table(rows)}
+
 ## Coefficients
 
-Lambda weights the Long parent: W = S + lambda * (L - S). With one lambda a row, the rows' mean is shown.
+Lambda weights the Long parent: W = S + lambda * (L - S). With one lambda a row or a weight, the mean is shown.
 
 ![Lambda per layer](coefficients.png)
 

@@ -11,7 +11,7 @@ import pytest
 from export.gguf.write import write_gguf
 from quant.engines import Request, Sampling
 from quant.engines.llama_cpp import LlamaCppEngine
-from quant.evaluate import count_think_tokens, evaluate, summarize, summarize_by_level
+from quant.evaluate import Record, evaluate, summarize, summarize_by_level, think_block
 from quant.gguf import quantization_types, quantize
 from quant.tasks.questions import Question
 from rpam_lite.checkpoint.source import CheckpointSource
@@ -124,16 +124,26 @@ def test_evaluate_goes_on_where_it_stopped(model: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pieces", "count"),
+    ("pieces", "count", "block"),
     [
-        (["<think>", "a", "b", "</think>", "c"], 2),
-        (["a", "b"], 0),
-        (["<think>", "a", "b"], 2),
-        (["<", "think>", "a", "</th", "ink>", "c"], 2),
-        (["<think>", "</think>"], 0),
+        (["<think>", "a", "b", "</think>", "c"], 2, "closed"),
+        (["a", "b"], 0, "none"),
+        (["<think>", "a", "b"], 2, "open"),
+        (["<", "think>", "a", "</th", "ink>", "c"], 2, "closed"),
+        (["<think>", "</think>"], 0, "closed"),
         # The prompt had opened it.
-        (["a", "b", "</think>", "c"], 2),
+        (["a", "b", "</think>", "c"], 2, "closed"),
     ],
 )
-def test_think_tokens(pieces: list[str], count: int) -> None:
-    assert count_think_tokens([p.encode() for p in pieces]) == count
+def test_think_block(pieces: list[str], count: int, block: str) -> None:
+    assert think_block([p.encode() for p in pieces]) == (count, block)
+
+
+def test_length_is_told_apart_by_what_became_of_the_think_block() -> None:
+    records = [
+        Record(str(i), 1, True, "", tokens, 0, block, "stop", "")
+        for i, (tokens, block) in enumerate([(5, "none"), (90, "closed"), (110, "closed"), (300, "open")])
+    ]
+    blocks = summarize(records, 8).blocks
+    assert [(b.share, b.tokens) for b in blocks.values()] == [(0.25, 5.0), (0.5, 100.0), (0.25, 300.0)]
+    assert summarize(records[:1], 8).blocks["open"].tokens is None

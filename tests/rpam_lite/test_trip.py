@@ -16,6 +16,7 @@ import llama_cpp
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from quant.evaluate import read_records
@@ -126,6 +127,7 @@ def test_the_report_tells_what_was_measured(trip: Path) -> None:
     for row in json.loads((trip / "runs/tiny/eval/evaluation.json").read_text())["rows"]:
         assert f"| {row['name']} | {100 * row['accuracy']:.1f} % | {row['tokens']:.1f} |" in report
     assert "the scalar curve has" in report
+    assert "| model | no block | tokens | closed | tokens | never closed | tokens |" in report
 
 
 def test_a_second_run_reuses_everything(trip: Path) -> None:
@@ -182,6 +184,29 @@ def test_a_changed_fit_measures_only_the_merge_again(trip: Path, tmp_path: Path)
     assert "3 of 6 models are measured already" in output
     assert "measuring Merge f16" in output
     assert "measuring Long" not in output
+
+
+def test_the_release_preset_goes_all_the_way(trip: Path, tmp_path: Path) -> None:
+    shutil.copytree(trip, tmp_path / "copy")
+    write_recipe(tmp_path / "copy", fit={"preset": "release", "release": {"prompt_tokens": 64, "epochs": 1}})
+    output = rpam(tmp_path / "copy", "run", "tiny.yaml")
+    run = tmp_path / "copy" / "runs/tiny"
+    short, long = (load_file(ROOT / f"recipes/tiny/{p}/model.safetensors") for p in ("short", "long"))
+    name = "model.layers.3.mlp.up_proj.weight"
+    weight = load_file(run / "fit/elements/layer-003.safetensors")[name]
+    assert weight.std() > 1e-4
+    expected = short[name].float() + weight * (long[name].float() - short[name].float())
+    assert torch.equal(load_file(run / "merge/tiny/model.safetensors")[name], expected.half())
+    fitted = json.loads((run / "fit/coefficients.json").read_text())
+    assert fitted["granularity"] == "element"
+    assert fitted["values"]["layers.3.mlp.up_proj"] == pytest.approx(float(weight.mean()), abs=1e-6)
+    count = (
+        sum(t.numel() for t in short.values())
+        - short["model.embed_tokens.weight"].numel()
+        - len(short["model.norm.weight"])
+    )
+    assert f"{count} coefficients" in output
+    assert "not read under this preset: `fit.alignment_weight`" in output
 
 
 def test_a_damaged_file_is_made_again(trip: Path, tmp_path: Path) -> None:
