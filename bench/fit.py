@@ -32,7 +32,7 @@ from rpam_lite.recipe import Fit
 from rpam_lite.streaming.activations import load_questions
 from rpam_lite.streaming.capture import capture
 from rpam_lite.streaming.ends import Ends
-from rpam_lite.streaming.machine import peak_memory
+from rpam_lite.streaming.machine import peak_memory, resident_bytes
 from rpam_lite.streaming.plan import Way, model_size, plan_for
 from rpam_lite.streaming.skeleton import Skeleton
 from rpam_lite.streaming.weights import WeightSource
@@ -117,6 +117,8 @@ def naive_step(folder: Path) -> Callable[[], torch.Tensor]:
 
 def measure(folder: Path, name: str, steps: int) -> dict[str, Any]:
     """Peak memory and median step time of one way, in this process."""
+    Skeleton(folder / "short")  # loads what transformers needs for this architecture
+    before = resident_bytes()
     with peak_memory(torch.device("cpu")) as peak:
         step = naive_step(folder) if name == "naive" else streamed_step(folder, WAYS[name])
         seconds = []
@@ -124,7 +126,7 @@ def measure(folder: Path, name: str, steps: int) -> dict[str, Any]:
             begin = time.monotonic()
             gradient = step()
             seconds.append(time.monotonic() - begin)
-        used = peak()
+        used = peak() - before
     return {"peak": used, "seconds": statistics.median(seconds), "gradient": gradient.tolist()}
 
 

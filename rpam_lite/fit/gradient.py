@@ -26,7 +26,7 @@ from rpam_lite.streaming.merged import LambdaOf, lambda_gradient, merged_layer, 
 from rpam_lite.streaming.next_token import head_gradient
 from rpam_lite.streaming.skeleton import LayerCall, Skeleton
 from rpam_lite.streaming.store import ActivationStore
-from rpam_lite.streaming.weights import WeightSource
+from rpam_lite.streaming.weights import LayerPairs, WeightSource
 
 TERMS = ("alignment", "contrastive", "kl")
 Reducer = Callable[[torch.Tensor], torch.Tensor]  # sums a vector over all processes
@@ -159,20 +159,39 @@ def _sweep_up(
         stores.inputs.put(0, b, first)
         calls.append(own_calls)
     for layer, pairs in problem.source.sweep(range(layers)):
-        tensors = merged_layer(pairs, problem.names(layer), lambda_of, problem.dtype)
-        targets = LayerTargets(problem.captured, problem.questions, layer) if weights.any() else None
-        for b, batch in enumerate(problem.batches):
-            with torch.no_grad():
-                output = skeleton.run_layer(layer, tensors, stores.inputs.get(layer, b), calls[b][layer])
-            check_finite(output, layer, batch.questions)
-            stores.inputs.put(layer + 1, b, output)
-            if targets is not None:
-                kept = gather_positions(output, batch.positions).to(exact).requires_grad_()
-                selected, other = targets.of(batch, problem.device, exact)
-                own = layer_terms(kept, selected, other, targets.mean_gap, batch, problem.settings)
-                stores.injected.put(layer, b, torch.autograd.grad((weights * own).sum(), kept)[0].to(problem.dtype))
-                terms[:2] += own.detach() / layers
+        terms[:2] += _layer_up(problem, layer, pairs, calls, lambda_of, stores, weights) / layers
     return calls, terms
+
+
+def _layer_up(
+    problem: Problem,
+    layer: int,
+    pairs: LayerPairs,
+    calls: list[list[LayerCall]],
+    lambda_of: LambdaOf,
+    stores: Stores,
+    weights: torch.Tensor,
+) -> torch.Tensor:
+    """Run one layer on all micro-batches; give its two terms [2].
+
+    A function of its own, so that one layer's tensors are gone before the next one's are made.
+    """
+    exact, skeleton = weights.dtype, problem.skeleton
+    terms = torch.zeros_like(weights)
+    tensors = merged_layer(pairs, problem.names(layer), lambda_of, problem.dtype)
+    targets = LayerTargets(problem.captured, problem.questions, layer) if weights.any() else None
+    for b, batch in enumerate(problem.batches):
+        with torch.no_grad():
+            output = skeleton.run_layer(layer, tensors, stores.inputs.get(layer, b), calls[b][layer])
+        check_finite(output, layer, batch.questions)
+        stores.inputs.put(layer + 1, b, output)
+        if targets is not None:
+            kept = gather_positions(output, batch.positions).to(exact).requires_grad_()
+            selected, other = targets.of(batch, problem.device, exact)
+            own = layer_terms(kept, selected, other, targets.mean_gap, batch, problem.settings)
+            stores.injected.put(layer, b, torch.autograd.grad((weights * own).sum(), kept)[0].to(problem.dtype))
+            terms += own.detach()
+    return terms
 
 
 def _next_token_terms(
@@ -223,24 +242,8 @@ def _sweep_down(
 ) -> None:
     """Run every layer again, from the last to the first, and add to lambda's gradient."""
     skeleton, layers = problem.skeleton, problem.skeleton.layers
-    with_layer_terms = bool(weighted_terms(problem)[:2].any())
     for layer, pairs in problem.source.sweep(range(layers - 1, -1, -1)):
-        names = problem.names(layer)
-        tensors = {t: w.requires_grad_() for t, w in merged_layer(pairs, names, lambda_of, problem.dtype).items()}
-        exact = torch.promote_types(problem.dtype, torch.float32)
-        totals = {t: torch.zeros_like(w, dtype=exact) for t, w in tensors.items()}
-        for b, batch in enumerate(problem.batches):
-            states = stores.inputs.get(layer, b).requires_grad_()
-            upstream = stores.upstream.get(0, b)
-            if with_layer_terms:
-                upstream = upstream + _scatter_positions(stores.injected.get(layer, b), batch, states)
-            output = skeleton.run_layer(layer, tensors, states, calls[b][layer])
-            below, *found = torch.autograd.grad(output, [states, *tensors.values()], upstream)
-            for total, part in zip(totals.values(), found, strict=True):
-                total += part
-            stores.upstream.put(0, b, below)
-        for t, total in totals.items():
-            gradient_of(names[t]).add_(lambda_gradient(pairs[t], total, lambda_of(names[t])))
+        _layer_down(problem, layer, pairs, calls, lambda_of, gradient_of, stores)
         stores.inputs.drop(layer)
         stores.injected.drop(layer)
     weight = lambda_of(skeleton.embedding)
@@ -257,3 +260,44 @@ def _scatter_positions(kept: torch.Tensor, batch: MicroBatch, like: torch.Tensor
     """The reverse of `gather_positions`; padded entries carry zeros."""
     index = batch.positions.to(kept.device).unsqueeze(-1).expand(-1, -1, kept.shape[-1])
     return torch.zeros_like(like).scatter_add(1, index, kept)
+
+
+def _layer_down(
+    problem: Problem,
+    layer: int,
+    pairs: LayerPairs,
+    calls: list[list[LayerCall]],
+    lambda_of: LambdaOf,
+    gradient_of: LambdaOf,
+    stores: Stores,
+) -> None:
+    """Run one layer again and take the gradient through it."""
+    names = problem.names(layer)
+    with_layer_terms = bool(weighted_terms(problem)[:2].any())
+    tensors = {t: w.requires_grad_() for t, w in merged_layer(pairs, names, lambda_of, problem.dtype).items()}
+    exact = torch.promote_types(problem.dtype, torch.float32)
+    totals = {t: torch.zeros_like(w, dtype=exact) for t, w in tensors.items()}
+    for t, weight in tensors.items():
+        weight.register_post_accumulate_grad_hook(_move_gradient_to(totals[t]))  # type: ignore[no-untyped-call]
+    for b, batch in enumerate(problem.batches):
+        states = stores.inputs.get(layer, b).requires_grad_()
+        upstream = stores.upstream.get(0, b)
+        if with_layer_terms:
+            upstream = upstream + _scatter_positions(stores.injected.get(layer, b), batch, states)
+        output = problem.skeleton.run_layer(layer, tensors, states, calls[b][layer])
+        output.backward(upstream)  # type: ignore[no-untyped-call]
+        assert states.grad is not None
+        stores.upstream.put(0, b, states.grad)
+    tensors.clear()
+    for t, total in totals.items():
+        gradient_of(names[t]).add_(lambda_gradient(pairs[t], total, lambda_of(names[t])))
+
+
+def _move_gradient_to(total: torch.Tensor) -> Callable[[torch.Tensor], None]:
+    """Sum a tensor's gradient in fp32 as soon as it is there: no second set of them is ever held."""
+
+    def move(weight: torch.Tensor) -> None:
+        total.add_(weight.grad)  # type: ignore[arg-type]
+        weight.grad = None
+
+    return move

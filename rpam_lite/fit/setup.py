@@ -15,7 +15,7 @@ from rpam_lite.fit.gradient import Problem, Stores
 from rpam_lite.recipe import Recipe
 from rpam_lite.streaming.activations import CalibrationSet
 from rpam_lite.streaming.ends import Ends
-from rpam_lite.streaming.machine import budget_of, choose_device
+from rpam_lite.streaming.machine import budget_of, choose_device, resident_bytes
 from rpam_lite.streaming.plan import Budget, ModelSize, Plan, WorkSize, choose, model_size
 from rpam_lite.streaming.skeleton import Skeleton
 from rpam_lite.streaming.store import StoreName, open_store
@@ -49,7 +49,8 @@ def plan_recipe(recipe: Recipe, questions: CalibrationSet, folder: Path) -> Plan
     model, work = model_size(skeleton, stored), work_size(questions, recipe.capture.top_k)
     budget = budget_of(recipe.memory, device, folder)
     codec = None if recipe.memory.codec == "auto" else recipe.memory.codec
-    return Planned(long, short, skeleton, model, work, budget, choose(model, work, budget, codec))
+    plan = choose(model, work, budget, codec, resident_bytes())
+    return Planned(long, short, skeleton, model, work, budget, plan)
 
 
 def work_size(questions: CalibrationSet, top_k: int) -> WorkSize:

@@ -42,7 +42,7 @@ def budget_of(memory: Memory, device: torch.device, folder: Path) -> Budget:
     nearest = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     return Budget(
         free_device,
-        memory.host or int(_SHARE * free_host_bytes()),
+        memory.host or resident_bytes() + int(_SHARE * free_host_bytes()),
         memory.disk or int(_SHARE * shutil.disk_usage(nearest).free),
     )
 
@@ -59,20 +59,23 @@ def free_host_bytes() -> int:
     return available if limit == resource.RLIM_INFINITY else min(available, limit)
 
 
+def resident_bytes() -> int:
+    """Resident memory of this process (Linux; 0 elsewhere)."""
+    return _status("VmRSS")
+
+
 @contextmanager
 def peak_memory(device: torch.device) -> Iterator[Callable[[], int]]:
-    """Measure the most memory used inside the block beyond what was used before it, in bytes.
+    """Measure the most memory held inside the block, in bytes.
 
-    On CUDA that of the device, else resident memory of this process (Linux; 0 elsewhere).
+    On CUDA what was allocated on the device, else this process's resident memory (Linux; 0 elsewhere).
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        yield lambda: torch.cuda.max_memory_allocated(device) - before
+        yield lambda: torch.cuda.max_memory_allocated(device)
         return
     _reset_peak()
-    start = _status("VmRSS")
-    yield lambda: max(0, _status("VmHWM") - start)
+    yield lambda: _status("VmHWM")
 
 
 def _reset_peak() -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from rpam_lite.streaming.activations import Targets
+from rpam_lite.streaming.codec import Pair
 from rpam_lite.streaming.ends import Ends
 from rpam_lite.streaming.merged import LambdaOf, lambda_gradient, merged_tensor
 
@@ -100,7 +101,9 @@ def head_gradient(
         read = (target.requires_grad_(), total.requires_grad_())
         upstream.append(torch.autograd.grad(loss(b, read[0] - read[1].unsqueeze(-1)), read))
     to_normed = [torch.zeros_like(states, dtype=exact) for states in normed]
-    for start, pair in ends.head_chunks():
+
+    def chunk_back(start: int, pair: Pair) -> None:
+        # A function of its own, so that one chunk's tensors are gone before the next one's are made.
         weight = lambda_of(skeleton.head)
         head = merged_tensor(pair, weight, dtype).requires_grad_()
         to_head = torch.zeros_like(head, dtype=exact)
@@ -109,12 +112,17 @@ def head_gradient(
             logits = skeleton.logits(leaf, head)
             to_target, to_sum = upstream[b]
             here, columns = _inside(ids[b], start, len(head))
-            back = to_sum.unsqueeze(-1) * (logits.detach().to(exact) - sums[b].detach().unsqueeze(-1)).exp()
+            back = to_sum.unsqueeze(-1) * (logits.detach().to(exact) - sums[b].detach().unsqueeze(-1)).exp_()
             back.scatter_add_(-1, columns, torch.where(here, to_target, 0))
             found = torch.autograd.grad(logits, [leaf, head], back.to(dtype))
             to_normed[b] += found[0].to(states.device)
             to_head += found[1]
+            del logits, back, found
+        del head
         gradient_of(skeleton.head).add_(lambda_gradient(pair, to_head, weight))
+
+    for start, pair in ends.head_chunks():
+        chunk_back(start, pair)
     gradients = []
     for h, back in zip(leaves, to_normed, strict=True):
         output = skeleton.final_norm(h.to(ends.device, dtype), tail)

@@ -105,11 +105,13 @@ class Plan:
         way: The way.
         items: (what, where: device, host or disk, bytes).
         moved: Bytes brought to the computation for one joint step.
+        resident: Bytes that Python and its libraries held when it was made; among the items.
     """
 
     way: Way
     items: tuple[tuple[str, str, int], ...]
     moved: int
+    resident: int
 
     def total(self, place: str) -> int:
         """Expected peak of the device, the host or the disk."""
@@ -130,8 +132,16 @@ def model_size(skeleton: Skeleton, stored: int = 2) -> ModelSize:
     )
 
 
-def plan_for(way: Way, model: ModelSize, work: WorkSize, on_cpu: bool) -> Plan:
-    """What this way of working takes in the joint fit, the larger of the two stages."""
+def plan_for(way: Way, model: ModelSize, work: WorkSize, on_cpu: bool, resident: int = 0) -> Plan:
+    """What this way of working takes in the joint fit, the larger of the two stages.
+
+    Args:
+        way: The way.
+        model: The architecture.
+        work: The calibration set.
+        on_cpu: Whether the layers run on the CPU; the device is the host then.
+        resident: Bytes that Python and its libraries hold before anything is loaded.
+    """
     item = way.dtype.itemsize
     compute = "host" if on_cpu else "device"
     place: dict[str, str] = {"device": compute, "host": "host", "disk": "disk"}
@@ -139,7 +149,7 @@ def plan_for(way: Way, model: ModelSize, work: WorkSize, on_cpu: bool) -> Plan:
     layer = int(2 * model.layer_values * bits / 8)
     micro = max(way.micro_tokens, work.longest)
     full = work.tokens * model.hidden * item
-    items: list[tuple[str, str, int]] = []
+    items: list[tuple[str, str, int]] = [("Python and its libraries", "host", resident)]
     if way.residency == "disk":
         if way.codec != "exact":
             items.append(("both parents' layers, encoded", "disk", layer * model.layers))
@@ -150,15 +160,21 @@ def plan_for(way: Way, model: ModelSize, work: WorkSize, on_cpu: bool) -> Plan:
             items.append(("page-locked slots", "host", SLOTS * layer))
     if way.residency != "device" and not on_cpu:
         items.append(("layers on the device", compute, SLOTS * layer))
-    # W, dloss/dW of one micro-batch, and its sum in fp32; S and D of one tensor while they are decoded.
-    items.append(("merged layer and its gradient", compute, model.layer_values * (2 * item + 4)))
-    items.append(("decoding", compute, 2 * 4 * model.largest_tensor))
-    items.append(("activations of a micro-batch", compute, micro * (16 * model.hidden + 6 * model.intermediate) * item))
-    rows = min(way.chunk_rows, model.vocabulary)
-    # The head comes when no decoder layer is at work, but allocators seldom hand memory back in between.
-    positions = min(work.targets, micro)
-    head = rows * model.hidden * (2 * model.stored + 2 * item + 4) + 4 * positions * rows * 4
-    items.append(("head chunk and its logits", compute, max(0, head - model.layer_values * (2 * item + 4))))
+    # W and dloss/dW summed in fp32; then S and D of one tensor while they are decoded, or a micro-batch's
+    # activations with dloss/dW of one tensor.
+    at_work = model.layer_values * (item + 4)
+    activations = micro * (16 * model.hidden + 6 * model.intermediate) * item + model.largest_tensor * item
+    activations = max(activations, 2 * 4 * model.largest_tensor)
+    # The head comes when no decoder layer is at work: its chunk (S and L as stored, W, dloss/dW and its sum, or
+    # S and D decoded) and its logits.
+    rows, positions = min(way.chunk_rows, model.vocabulary), min(work.targets, micro)
+    head = rows * model.hidden * (2 * model.stored + max(2 * item + 4, 3 * 4)) + 4 * positions * rows * 4
+    items.append(("merged layer and its gradient", compute, at_work))
+    items.append(("activations of a micro-batch", compute, activations))
+    items.append(("head chunk and its logits, beyond that", compute, max(0, head - at_work - activations)))
+    if on_cpu:
+        # Of what comes and goes, the C library keeps about half for later.
+        items.append(("freed memory not handed back", "host", max(head, at_work + activations) // 2))
     items.append(("layer inputs", place[way.store], full * (model.layers + 1)))
     items.append(("injected gradients", place[way.store], work.kept * model.hidden * item * model.layers))
     items.append(("gradient on its way down", place[way.store], full))
@@ -174,10 +190,10 @@ def plan_for(way: Way, model: ModelSize, work: WorkSize, on_cpu: bool) -> Plan:
     moved = sweeps * layer * model.layers
     if not way.keep_head:
         moved += 2 * 2 * model.vocabulary * model.hidden * model.stored
-    return Plan(way, tuple(i for i in items if i[2] > 0), moved)
+    return Plan(way, tuple(i for i in items if i[2] > 0), moved, resident)
 
 
-def choose(model: ModelSize, work: WorkSize, budget: Budget, codec: CodecName | None = None) -> Plan:
+def choose(model: ModelSize, work: WorkSize, budget: Budget, codec: CodecName | None = None, resident: int = 0) -> Plan:
     """The best way of working that fits the budget.
 
     Args:
@@ -185,12 +201,13 @@ def choose(model: ModelSize, work: WorkSize, budget: Budget, codec: CodecName | 
         work: The calibration set.
         budget: What may be used.
         codec: Take this one; None leaves it to the plan.
+        resident: Bytes that Python and its libraries hold already.
 
     Raises:
         RpamError: None fits; names the smallest budget that would.
     """
     on_cpu = budget.device is None
-    plans = [plan_for(way, model, work, on_cpu) for way in _ways(on_cpu, codec)]
+    plans = [plan_for(way, model, work, on_cpu, resident) for way in _ways(on_cpu, codec)]
     for plan in plans:
         if fits(plan, budget):
             return plan
@@ -210,7 +227,7 @@ def next_smaller(plan: Plan, model: ModelSize, work: WorkSize, on_cpu: bool) -> 
     """The first way of working that takes less of the device than this plan."""
     place = "host" if on_cpu else "device"
     for way in _ways(on_cpu, None):
-        smaller = plan_for(way, model, work, on_cpu)
+        smaller = plan_for(way, model, work, on_cpu, plan.resident)
         if smaller.total(place) < 0.9 * plan.total(place):
             return smaller
     return None
