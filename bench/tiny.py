@@ -93,20 +93,24 @@ def main() -> None:
     args = parser.parse_args()
     random.seed(1)
     settings = Fit(steps=40, tolerance=0.0, long_weight=2.0)
+    patient = Fit(steps=80, tolerance=0.0, long_weight=2.0)
     questions = written_questions(args.per_level)
-    fits = {}
+    fits, errors = {}, {}
     with tempfile.TemporaryDirectory() as folder:
         for codec in CODECS:
             problem, stores = open_problem(questions, codec, Path(folder) / codec, settings)
             fits[codec] = fit(problem, stores, sequential=True)
-        problem, stores = open_problem(questions, "exact", Path(folder) / "alone", settings)
+            errors[codec] = max(problem.source.codec_error(i) for i in range(problem.skeleton.layers))
+        problem, stores = open_problem(questions, "exact", Path(folder) / "alone", patient)
         alone = fit(problem, stores, sequential=False)
     print(f"{len(questions)} questions, {len(fits['exact'].values)} lambdas, {settings.steps} joint steps")
-    print("| codec | largest difference of lambda to bf16 | loss |")
-    print("|---|---:|---:|")
+    print("| codec | error of the weights / task vector | largest difference of lambda to bf16 | loss |")
+    print("|---|---:|---:|---:|")
     for codec, fitted in fits.items():
         difference = (fitted.values - fits["bf16"].values).abs().max()
-        print(f"| {codec} | {difference:.4f} | {min(entry['loss'] for entry in fitted.curve):.5f} |")
+        print(
+            f"| {codec} | {errors[codec]:.3f} | {difference:.4f} | {min(entry['loss'] for entry in fitted.curve):.5f} |"
+        )
     layers = problem.skeleton.layers
     best = min(entry["loss"] for fitted in (alone, fits["exact"]) for entry in fitted.curve)
     # One layer has one lambda: a Jacobian pass costs two forward passes, each iteration; and one to go on.

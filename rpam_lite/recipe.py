@@ -68,7 +68,9 @@ class Memory(_Section):
     host: Size | None = None
     disk: Size | None = None
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
-    codec: Literal["auto", "exact", "bf16", "int8", "nf4"] = Field("auto", description="how both parents are held")
+    codec: Literal["auto", "exact", "bf16", "int8", "int8-nf4", "nf4"] = Field(
+        "auto", description="how both parents are held; auto takes exact or int8"
+    )
 
 
 class Capture(_Section):

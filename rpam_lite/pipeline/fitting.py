@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rpam_lite.fit.setup import Planned
 
 SCRATCH = "scratch"  # encoded layers and states of an unfinished run
-# Relative error of D above which a codec is too coarse.
+# Error of the weights relative to the task vector above which a codec is too coarse.
 CODEC_ERROR_LIMIT = 0.3
 
 
@@ -32,6 +32,7 @@ def run_capture(run: Run) -> None:
     from rpam_lite.patterns.label import labelled
     from rpam_lite.streaming.activations import PARENTS
     from rpam_lite.streaming.capture import calibration_set, capture, choose_questions
+    from rpam_lite.streaming.codec import coarsest_codec
     from rpam_lite.streaming.plan_table import plan_table
     from rpam_lite.streaming.survey import survey
 
@@ -55,12 +56,11 @@ def run_capture(run: Run) -> None:
     rows = survey(source)
     shutil.rmtree(scratch, ignore_errors=True)
     write_json(folder / "layers.json", {"version": 1, "codec": source.codec, "layers": [vars(row) for row in rows]})
-    finer = "int8" if source.codec == "nf4" else "exact"
     for row in rows:
         if row.codec_error > CODEC_ERROR_LIMIT:
             run.say(
-                f"WARNING: {source.codec} keeps the task vector of layer {row.layer} with an error of "
-                f"{row.codec_error:.2f} of its norm; set `memory.codec` to {finer}"
+                f"WARNING: {source.codec} moves the weights of layer {row.layer} by {row.codec_error:.2f} of the task "
+                f"vector's norm; set `memory.codec` to {coarsest_codec(row.task_vector, CODEC_ERROR_LIMIT)}"
             )
 
 
@@ -131,6 +131,7 @@ def fit_share(run: Run, rank: int, world: int, reduce: Reducer) -> tuple[Any, di
         "layers": layer_log,
         "steps": joint.curve,
         "stopped": joint.stopped,
+        "warning": _warning(joint.curve),
         "hessian": eigenvalues and {"eigenvalues": eigenvalues, "condition": _condition(eigenvalues)},
     }
     return problem.grouping.coefficients(joint.values), log
@@ -168,13 +169,20 @@ def _condition(eigenvalues: list[float]) -> float | None:
     return eigenvalues[-1] / eigenvalues[0] if eigenvalues[0] > 0 else None
 
 
+def _warning(steps: list[dict[str, float]]) -> str | None:
+    """What is wrong with a curve; the report repeats it."""
+    if min(entry["loss"] for entry in steps) < steps[0]["loss"]:
+        return None
+    return "the loss never fell below its start; lower `fit.learning_rate` or raise `fit.steps`"
+
+
 def _say_result(run: Run, log: dict[str, Any]) -> None:
     steps = log["steps"]
     best = min(steps, key=lambda entry: entry["loss"])
     run.say("; ".join(f"{term} {steps[0][term]:.4f} -> {best[term]:.4f}" for term in best if term != "evaluations"))
     run.say(f"{len(steps)} joint steps, {log['stopped']}")
-    if best is steps[0]:
-        run.say("WARNING: the loss never fell below its start; lower `fit.learning_rate` or raise `fit.steps`")
+    if log["warning"]:
+        run.say(f"WARNING: {log['warning']}")
 
 
 def _say_peak(run: Run, planned: Planned, measured: int) -> None:

@@ -61,8 +61,10 @@ def fit_as_released(run: Run) -> tuple[Coefficients, dict[str, Any]]:
         }
         for when in ("first", "last")
     ]
+    warning = None if steps[1]["pull"] < steps[0]["pull"] else "the pull never fell below its start"
     log = {"version": 2, "way": f"preset release, {describe(way)}", "layers": layers, "steps": steps}
-    return Coefficients(granularity="element", values=values), log | {"stopped": "epochs", "hessian": None}
+    log |= {"stopped": "epochs", "warning": warning, "hessian": None}
+    return Coefficients(granularity="element", values=values), log
 
 
 def _pad(config: Any) -> int:

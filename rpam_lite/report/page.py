@@ -16,19 +16,22 @@ def write_report(recipe: Recipe, run_folder: Path, folder: Path) -> None:
     """Write report.md with its pictures into `folder`."""
     evaluation = read_json(run_folder / "eval" / "evaluation.json", "the evaluation")
     coefficients = read_json(run_folder / "fit" / "coefficients.json", "the coefficients file")
-    curve = read_json(run_folder / "fit" / "fit.json", "the fit's log")["steps"]
+    log = read_json(run_folder / "fit" / "fit.json", "the fit's log")
     rows = evaluation["rows"]
     plot_frontier(rows, folder / "frontier.png")
     (folder / "coefficients.png").write_bytes((run_folder / "fit" / "coefficients.png").read_bytes())
-    write_text(folder / "report.md", page(recipe, evaluation, coefficients, curve))
+    write_text(folder / "report.md", page(recipe, evaluation, coefficients, log))
 
 
 def closing(run_folder: Path) -> str:
     """What `make merge` ends with: the closing table, long answers by level, and the verdicts."""
     rows = read_json(run_folder / "eval" / "evaluation.json", "the evaluation")["rows"]
+    warning = read_json(run_folder / "fit" / "fit.json", "the fit's log")["warning"]
     told = [row for row in rows if row["kind"] != "scalar" or row["weight"] == 0.5]
     long_answers = level_table(told, "long", _percent)
-    return f"\n{closing_table(rows)}\n\nLong answers:\n\n{long_answers}\n\n" + "\n".join(verdicts(rows)) + "\n"
+    return f"\n{closing_table(rows)}\n\nLong answers:\n\n{long_answers}\n\n" + "\n".join(
+        [*verdicts(rows), *([f"WARNING from the fit: {warning}."] if warning else []), ""]
+    )
 
 
 def closing_table(rows: list[dict[str, Any]]) -> str:
@@ -84,8 +87,10 @@ def level_table(rows: list[dict[str, Any]], field: str, show: Callable[[float], 
     return "\n".join(lines)
 
 
-def page(recipe: Recipe, evaluation: dict[str, Any], coefficients: dict[str, Any], curve: list[dict[str, Any]]) -> str:
+def page(recipe: Recipe, evaluation: dict[str, Any], coefficients: dict[str, Any], log: dict[str, Any]) -> str:
     """The whole of report.md."""
+    curve = log["steps"]
+    warning = f"\n**Warning:** {log['warning']}.\n" if log["warning"] else ""
     rows = evaluation["rows"]
     count = evaluation["questions"]
     values = "\n".join(f"| {group} | {_mean(value):.3f} |" for group, value in coefficients["values"].items())
@@ -141,7 +146,7 @@ Lambda weights the Long parent: W = S + lambda * (L - S). With one lambda a row 
 {values}
 
 ## Fit
-
+{warning}
 | step | {" | ".join(terms)} |
 |---|{"---:|" * len(terms)}
 {losses}

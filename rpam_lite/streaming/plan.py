@@ -13,12 +13,11 @@ from math import prod
 import torch
 
 from rpam_lite.errors import RpamError
-from rpam_lite.streaming.codec import BLOCK, CodecName
+from rpam_lite.streaming.codec import CodecName, bits
 from rpam_lite.streaming.skeleton import Skeleton
 from rpam_lite.streaming.store import StoreName
 from rpam_lite.streaming.weights import SLOTS, Residency
 
-BITS: dict[CodecName, float] = {"exact": 16, "bf16": 16, "int8": 8 + 32 / BLOCK, "nf4": 4 + 32 / BLOCK}
 # Best first: exact and at hand, then smaller and at hand, then exact and read for every sweep.
 _WAYS: tuple[tuple[CodecName, Residency], ...] = (
     ("exact", "device"),
@@ -145,8 +144,7 @@ def plan_for(way: Way, model: ModelSize, work: WorkSize, on_cpu: bool, resident:
     item = way.dtype.itemsize
     compute = "host" if on_cpu else "device"
     place: dict[str, str] = {"device": compute, "host": "host", "disk": "disk"}
-    bits = BITS[way.codec] if way.codec != "exact" else 8 * model.stored
-    layer = int(2 * model.layer_values * bits / 8)
+    layer = int(2 * model.layer_values * (bits(way.codec) or 8 * model.stored) / 8)
     micro = max(way.micro_tokens, work.longest)
     full = work.tokens * model.hidden * item
     items: list[tuple[str, str, int]] = [("Python and its libraries", "host", resident)]

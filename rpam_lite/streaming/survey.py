@@ -14,7 +14,7 @@ class LayerSurvey:
     Attributes:
         layer: Its number.
         task_vector: ||L - S|| / ||S|| over all its tensors.
-        codec_error: Error of the decoded D relative to ||D||.
+        codec_error: Error of the decoded S and D together relative to ||D||.
     """
 
     layer: int

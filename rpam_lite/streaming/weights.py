@@ -30,7 +30,7 @@ from rpam_lite.checkpoint.files import whole_file, write_text
 from rpam_lite.checkpoint.ranges import byte_view, read_bytes
 from rpam_lite.checkpoint.source import CheckpointSource, ParentSource
 from rpam_lite.errors import RpamError
-from rpam_lite.streaming.codec import CodecName, Pair, codec_of, encode, error_of_delta, layout
+from rpam_lite.streaming.codec import CodecName, Pair, codec_error, codec_of, encode, layout
 from rpam_lite.streaming.skeleton import Skeleton
 
 Residency = Literal["device", "host", "disk"]
@@ -86,7 +86,7 @@ class WeightSource:
         self.device = torch.device(device)
         self._pieces = [self._plan(i) for i in range(skeleton.layers)]
         self._sizes = [pieces[-1].offset + pieces[-1].size for pieces in self._pieces]
-        # Squared norms of the error of D and of D itself, for every layer that was encoded here.
+        # Squared norms of the error of S and D and of D itself, for every layer that was encoded here.
         self._errors: dict[int, tuple[float, float]] = {}
         self._buffers: list[torch.Tensor] = []
         self._scratch: Path | None = None
@@ -110,7 +110,7 @@ class WeightSource:
         return max(self._sizes)
 
     def codec_error(self, layer: int) -> float:
-        """Error of the decoded D relative to ||D||."""
+        """Error of the decoded S and D together relative to ||D||."""
         if self.codec == "exact":
             return 0.0
         error, norm = self._errors[layer]
@@ -199,7 +199,7 @@ class WeightSource:
             short, long = self.short.get(name), self.long.get(name)
             for part, value in zip(pair.parts, encode(pair.codec, short, long), strict=True):
                 part.copy_(value)
-            own = error_of_delta(pair, short, long)
+            own = codec_error(pair, short, long)
             error, norm = error + own[0], norm + own[1]
         self._errors[layer] = (error, norm)
 

@@ -13,14 +13,23 @@ from rpam_lite.checkpoint.adapter import open_parent
 from rpam_lite.checkpoint.ranges import read_bytes
 from rpam_lite.checkpoint.source import CheckpointSource
 from rpam_lite.errors import RpamError
-from rpam_lite.streaming.codec import CODECS, Pair, encode, layout
+from rpam_lite.streaming.codec import (
+    CODECS,
+    CodecName,
+    Pair,
+    coarsest_codec,
+    codec_error,
+    encode,
+    expected_error,
+    layout,
+)
 from rpam_lite.streaming.skeleton import Skeleton
 from rpam_lite.streaming.store import DiskStore
 from rpam_lite.streaming.survey import survey
 from rpam_lite.streaming.weights import WeightSource
 from tests.rpam_lite.models import config_of, random_model, save_pair
 
-ERROR_OF_DELTA = {"exact": 0.0, "bf16": 0.005, "int8": 0.01, "nf4": 0.12}
+ERRORS = {"exact": (0, 0), "bf16": (0.005, 0.005), "int8": (0.01, 0.01), "int8-nf4": (0.01, 0.12), "nf4": (0.12, 0.12)}
 
 
 def tensors(spread: float, shape: tuple[int, ...] = (70, 33)) -> tuple[torch.Tensor, torch.Tensor]:
@@ -36,8 +45,22 @@ def test_the_task_vector_survives_whatever_its_size(codec: str, spread: float) -
     parts = encode(codec, short, long)  # type: ignore[arg-type]
     assert [(p.dtype, tuple(p.shape)) for p in parts] == layout(codec, (70, 33), torch.float32, torch.float32)  # type: ignore[arg-type]
     found_short, delta = Pair(codec, (70, 33), parts).decode()  # type: ignore[arg-type]
-    assert (delta - (long - short)).norm() <= ERROR_OF_DELTA[codec] * (long - short).norm()
-    assert (found_short - short).norm() <= ERROR_OF_DELTA[codec] * short.norm()
+    assert (delta - (long - short)).norm() <= ERRORS[codec][1] * (long - short).norm()
+    assert (found_short - short).norm() <= ERRORS[codec][0] * short.norm()
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("spread", [0.02, 0.3])
+def test_the_error_that_is_expected_is_found(codec: CodecName, spread: float) -> None:
+    short, long = tensors(spread, (128, 256))
+    pair = Pair(codec, (128, 256), encode(codec, short, long))
+    error, norm = codec_error(pair, short, long)
+    assert (error / norm) ** 0.5 == pytest.approx(expected_error(codec, spread), rel=0.15)
+
+
+def test_the_coarsest_codec_that_will_do() -> None:
+    """S in nf4 is 9 % off: that is little beside a large task vector only."""
+    assert [coarsest_codec(r, 0.3) for r in (0.5, 0.1, 0.01, 0.001)] == ["nf4", "int8-nf4", "bf16", "exact"]
 
 
 def test_parents_quantized_apart_would_lose_it() -> None:
@@ -79,7 +102,7 @@ def test_every_residency_gives_the_same_layers(sharded: Path, tmp_path: Path, co
             assert torch.equal(found[name][1], expected[name][1])
     rows = survey(source)
     assert [row.layer for row in rows] == [0, 1, 2]
-    assert all(row.codec_error <= ERROR_OF_DELTA[codec] for row in rows)
+    assert all(row.codec_error <= 1.5 * expected_error(source.codec, row.task_vector) for row in rows)
     assert all(0.01 < row.task_vector < 1 for row in rows)
 
 
@@ -98,7 +121,7 @@ def test_an_encoded_scratch_file_is_reused(sharded: Path, tmp_path: Path) -> Non
     before = file.stat().st_mtime_ns
     again = source_of(sharded, tmp_path, "int8", "disk")
     assert file.stat().st_mtime_ns == before
-    assert 0 < again.codec_error(1) < 0.01
+    assert 0 < again.codec_error(1) < 0.1
 
 
 def test_a_sweep_that_is_left_early_can_be_followed_by_another(sharded: Path, tmp_path: Path) -> None:

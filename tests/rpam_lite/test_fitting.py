@@ -1,0 +1,55 @@
+"""The fit stage's failures: memory that runs out, a loss that does not fall."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+import torch
+
+from rpam_lite.errors import RpamError
+from rpam_lite.fit.setup import Planned
+from rpam_lite.pipeline.fitting import _advice, _warning
+from rpam_lite.recipe import parse_size
+from rpam_lite.streaming.plan import Budget, WorkSize, choose, describe, model_size
+from rpam_lite.streaming.shapes import config_of_shape
+from rpam_lite.streaming.skeleton import Skeleton
+
+WORK = WorkSize(tokens=128 * 256, longest=256, kept=128 * 256, targets=128 * 129, distinct=8000, top_k=64)
+MUCH = 1 << 50
+
+
+@pytest.fixture(scope="module")
+def planned() -> Planned:
+    """A 7B pair on this machine's CPU, with all the memory it likes."""
+    skeleton = Skeleton(config_of_shape("qwen2.5-7b"))
+    model, budget = model_size(skeleton), Budget(None, MUCH, MUCH)
+    nothing = cast(Any, None)
+    return Planned(nothing, nothing, skeleton, model, WORK, budget, choose(model, WORK, budget))
+
+
+def test_memory_that_runs_out_names_the_next_smaller_way_and_it_is_smaller(planned: Planned) -> None:
+    with pytest.raises(RpamError, match="Out of host memory with exact layers on host") as caught, _advice(planned):
+        torch.empty(1 << 55)  # torch's own error
+    size = str(caught.value).split("set `memory.host` to ")[1].split(",")[0]
+    smaller = choose(planned.model, WORK, Budget(None, int(parse_size(size.replace(" ", ""), "") * 1.01), MUCH))
+    assert f"which makes it {describe(smaller.way)}" in str(caught.value)
+    assert smaller.total("host") < 0.9 * planned.plan.total("host")
+    assert "Run the same command again to go on" in str(caught.value)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+def test_every_kind_of_it_is_caught(planned: Planned, error: Exception) -> None:
+    with pytest.raises(RpamError, match="Out of host memory"), _advice(planned):
+        raise error
+
+
+def test_other_errors_pass(planned: Planned) -> None:
+    with pytest.raises(RuntimeError, match="shapes differ"), _advice(planned):
+        raise RuntimeError("shapes differ")
+
+
+def test_a_loss_that_does_not_fall_is_said() -> None:
+    assert _warning([{"loss": 2.0}, {"loss": 1.9}]) is None
+    assert "never fell" in str(_warning([{"loss": 2.0}, {"loss": 2.1}]))
+    assert "never fell" in str(_warning([{"loss": 2.0}]))
