@@ -141,6 +141,7 @@ class Merge(_Section):
     """How the merged checkpoint is written."""
 
     dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    shard_size: Size = Field(5 * 10**9, description="most bytes of weights a file")
     donor: ParentName = Field("long", description="parent whose config, tokenizer and template are kept")
 
 

@@ -99,9 +99,13 @@ class AdapterSource:
 
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Rows `start` to `stop` of one tensor."""
-        changed = name in self._lora or name in self._replaced
-        # A copy: a view would keep the whole tensor in memory.
-        return self.get(name)[start:stop].clone() if changed else self.base.rows(name, start, stop)
+        if name in self._replaced:
+            return self._replaced[name][start:stop].float()
+        rows = self.base.rows(name, start, stop)
+        if name not in self._lora:
+            return rows
+        pair = self._lora[name]
+        return rows.float() + self._scale(name) * (pair["B"][start:stop].float() @ pair["A"].float())
 
     def read_into(self, name: str, out: torch.Tensor) -> None:
         """Compute one tensor into `out`."""

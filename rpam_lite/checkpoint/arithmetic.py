@@ -14,7 +14,8 @@ def interpolate(short: torch.Tensor, long: torch.Tensor, weight: float | torch.T
         weight: Lambda, that of the Long parent: a number, a scalar tensor, or one value a row.
     """
     s = short.float()
-    return s + broadcast(weight, s.ndim) * (long.float() - s)
+    # A copy even of an fp32 tensor: it is worked on in place.
+    return long.to(torch.float32, copy=True).sub_(s).mul_(broadcast(weight, s.ndim)).add_(s)
 
 
 def broadcast(weight: float | torch.Tensor, ndim: int) -> float | torch.Tensor:

@@ -38,14 +38,19 @@ def whole_folder(path: Path) -> Iterator[Path]:
     part.mkdir(parents=True)
     try:
         yield part
-        for file in part.rglob("*"):
-            _flush(file)
-        # A folder can't be replaced in one step: the old one goes first. Whoever reads it asks the
-        # stage's manifest, which is removed before a stage runs.
-        shutil.rmtree(path, ignore_errors=True)
-        part.replace(path)
+        replace_folder(part, path)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def replace_folder(part: Path, path: Path) -> None:
+    """Give a finished folder its final name, its bytes being on the disk."""
+    for file in part.rglob("*"):
+        _flush(file)
+    # A folder can't be replaced in one step: the old one goes first. Whoever reads it asks the
+    # stage's manifest, which is removed before a stage runs.
+    shutil.rmtree(path, ignore_errors=True)
+    part.replace(path)
 
 
 def write_text(path: Path, text: str) -> None:

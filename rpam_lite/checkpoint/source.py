@@ -6,17 +6,17 @@ Face folder or straight as a GGUF file, one tensor in memory at a time.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from rpam_lite.checkpoint.files import read_json
-from rpam_lite.checkpoint.ranges import Extent, read_bytes, read_header, read_rows
+from rpam_lite.checkpoint.ranges import Extent, read_bytes, read_header, read_rows, read_tensor
 from rpam_lite.errors import RpamError
+
+INDEX = "model.safetensors.index.json"
 
 
 class TensorSource(Protocol):
@@ -32,6 +32,10 @@ class TensorSource(Protocol):
 
     def get(self, name: str) -> torch.Tensor:
         """One tensor, on the CPU, in the source's dtype."""
+        ...
+
+    def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Some rows of one tensor."""
         ...
 
 
@@ -52,10 +56,6 @@ class ParentSource(TensorSource, Protocol):
         """Type of one tensor, known without reading it."""
         ...
 
-    def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Some rows of one tensor."""
-        ...
-
     def read_into(self, name: str, out: torch.Tensor) -> None:
         """Read one tensor into `out`, of its shape and type, contiguous, on the CPU."""
         ...
@@ -73,29 +73,25 @@ class CheckpointSource:
         if not folder.is_dir():
             raise RpamError(f"{folder}: no such checkpoint folder; check the path under `parents` in the recipe.")
         self.config: dict[str, Any] = read_json(folder / "config.json", "the checkpoint's config")
-        self._file_of: dict[str, Any] = {}
         self._extent_of: dict[str, Extent] = {}
-        self._shape_of: dict[str, tuple[int, ...]] = {}
         for file in self._weight_files():
-            handle = self._open(file)
-            self._extent_of |= read_header(file)
-            for name in handle.keys():  # noqa: SIM118 - a safetensors handle is no mapping
-                piece = handle.get_slice(name)
-                self._file_of[name] = handle
-                self._shape_of[name] = tuple(piece.get_shape())
+            extents = read_header(file)
+            if twice := sorted(extents.keys() & self._extent_of.keys()):
+                raise RpamError(f"{file}: holds {twice[0]}, which another file of the folder holds too; remove one.")
+            self._extent_of |= extents
+        self._refuse_another_index()
 
     def names(self) -> list[str]:
         """Tensor names, sorted."""
-        return sorted(self._file_of)
+        return sorted(self._extent_of)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of one tensor, from the header."""
-        return self._shape_of[name]
+        return self._extent_of[name].shape
 
     def get(self, name: str) -> torch.Tensor:
         """One tensor as stored."""
-        tensor: torch.Tensor = self._file_of[name].get_tensor(name)
-        return tensor
+        return read_tensor(self._extent_of[name])
 
     def dtype(self, name: str) -> torch.dtype:
         """Type of one tensor, from the header."""
@@ -111,11 +107,13 @@ class CheckpointSource:
         read_bytes(extent.file, extent.offset, out.view(-1).view(torch.uint8))
 
     def _weight_files(self) -> list[Path]:
-        index = self.folder / "model.safetensors.index.json"
+        index = self.folder / INDEX
         if index.exists():
             shards = read_json(index, "the shard index").get("weight_map")
             if not isinstance(shards, dict) or not shards or not all(isinstance(s, str) for s in shards.values()):
                 raise RpamError(f"{index}: has no `weight_map`; download the checkpoint again.")
+            if outside := next((s for s in shards.values() if Path(s).name != s), None):
+                raise RpamError(f"{index}: names {outside!r}, which is no file of this folder; download it again.")
             return [self.folder / shard for shard in sorted(set(shards.values()))]
         single = self.folder / "model.safetensors"
         if single.exists():
@@ -127,14 +125,16 @@ class CheckpointSource:
             )
         raise RpamError(f"{self.folder}: has neither model.safetensors nor model.safetensors.index.json.")
 
-    @staticmethod
-    def _open(file: Path) -> Any:
-        try:
-            return safe_open(str(file), framework="pt")
-        except FileNotFoundError:
-            raise RpamError(f"{file}: is named by the shard index and missing; download it again.") from None
-        except (SafetensorError, OSError, json.JSONDecodeError) as error:
-            size = file.stat().st_size if file.exists() else 0
-            raise RpamError(
-                f"{file}: is no whole safetensors file ({size} bytes; {error}); copy or download it again."
-            ) from None
+    def _refuse_another_index(self) -> None:
+        """The index and the shards must tell the same of every tensor."""
+        index = self.folder / INDEX
+        if not index.exists():
+            return
+        named = read_json(index, "the shard index")["weight_map"]
+        for name in sorted(named.keys() | self._extent_of.keys()):
+            found = self._extent_of[name].file.name if name in self._extent_of else "no file"
+            if named.get(name) != found:
+                raise RpamError(
+                    f"{index}: puts {name} into {named.get(name, 'no file')}, and {found} holds it; "
+                    "download the index and the shards again."
+                )

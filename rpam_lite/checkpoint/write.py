@@ -1,17 +1,18 @@
-"""Write a checkpoint folder tensor by tensor: no more than one tensor is in memory at a time."""
+"""Write a checkpoint folder: weights as they are computed, config, and the donor's tokenizer files."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rpam_lite.checkpoint.files import whole_folder
-from rpam_lite.checkpoint.source import TensorSource
+from rpam_lite.checkpoint.files import replace_folder, write_json
+from rpam_lite.checkpoint.layout import weight_index
+from rpam_lite.checkpoint.source import INDEX, TensorSource
+from rpam_lite.checkpoint.stream import CHUNK_VALUES, Begin, no_progress, write_weights
 from rpam_lite.errors import RpamError
 
 # Copied byte for byte from the donor: re-saving a tokenizer changes it from release to release.
@@ -25,7 +26,9 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "generation_config.json",
 )
-_CODE_OF = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+# In config.json: says that a folder is ours, and what it was made from.
+MADE_BY = "rpam_lite"
+SHARD_BYTES = 5 * 10**9
 
 
 def write_checkpoint(
@@ -34,54 +37,46 @@ def write_checkpoint(
     donor: Path,
     folder: Path,
     dtype: torch.dtype,
-    on_tensor: Callable[[str], None] = lambda name: None,
+    made_from: dict[str, Any],
+    shard_bytes: int = SHARD_BYTES,
+    begin: Begin = no_progress,
+    chunk_values: int = CHUNK_VALUES,
 ) -> None:
-    """Write config.json, model.safetensors and the donor's tokenizer files into `folder`.
+    """Write a Hugging Face checkpoint; after an interruption the same call goes on where it stopped.
 
     Args:
         source: Tensors, each rounded by the source itself to `dtype`.
         config: Contents of config.json.
         donor: Checkpoint folder whose tokenizer and generation files are copied byte for byte.
-        folder: Final name; absent until everything is written.
+        folder: Final name; absent until everything is written, which happens in `folder`.part.
         dtype: float16, bfloat16 or float32.
-        on_tensor: Called with each name after it is written.
+        made_from: Parents, method, coefficients and so on; recorded in config.json, and a merge that was
+            begun from something else is not gone on with.
+        shard_bytes: Most bytes of weights a file.
+        begin: Called with the number of chunks; what it gives is called after each.
+        chunk_values: Most values computed at a time.
 
     Raises:
-        RpamError: A tensor holds inf or NaN; the message names it.
+        RpamError: A value is not finite, the disk is full, or `folder` holds something else.
     """
-    with whole_folder(folder) as part:
-        (part / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        for name in TOKENIZER_FILES:
-            if (donor / name).exists():
-                shutil.copyfile(donor / name, part / name)
-        write_safetensors(source, part / "model.safetensors", dtype, on_tensor)
+    _refuse_others(folder)
+    part = folder.with_name(folder.name + ".part")
+    shapes = {name: source.shape(name) for name in source.names()}
+    key = json.dumps(made_from, sort_keys=True)
+    shards = write_weights(source, part, dtype, shard_bytes, key, begin, chunk_values)
+    for name in TOKENIZER_FILES:
+        if (donor / name).exists():
+            shutil.copyfile(donor / name, part / name)
+    write_json(part / "config.json", config | {MADE_BY: made_from})
+    if len(shards) > 1:
+        write_json(part / INDEX, weight_index(shards, shapes, dtype))
+    replace_folder(part, folder)
 
 
-def write_safetensors(
-    source: TensorSource,
-    path: Path,
-    dtype: torch.dtype,
-    on_tensor: Callable[[str], None] = lambda name: None,
-) -> None:
-    """Write all of `source` as one safetensors file: the final header first, then tensor by tensor."""
-    size = torch.empty((), dtype=dtype).element_size()
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name in source.names():
-        shape = source.shape(name)
-        length = torch.Size(shape).numel() * size
-        header[name] = {"dtype": _CODE_OF[dtype], "shape": shape, "data_offsets": [offset, offset + length]}
-        offset += length
-    head = json.dumps(header, separators=(",", ":")).encode()
-    head += b" " * (-len(head) % 8)
-    with path.open("wb") as stream:
-        stream.write(len(head).to_bytes(8, "little") + head)
-        for name in source.names():
-            tensor = source.get(name).to(dtype).contiguous()
-            if not torch.isfinite(tensor).all():
-                raise RpamError(
-                    f"{name}: holds inf or NaN as {dtype}; "
-                    "if the parents are finite, set `merge: {dtype: bfloat16}` in the recipe."
-                )
-            stream.write(tensor.view(torch.uint8).numpy().data)
-            on_tensor(name)
+def _refuse_others(folder: Path) -> None:
+    """An earlier merge may be replaced; anything else is not ours to remove."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    config = folder / "config.json"
+    if not config.exists() or MADE_BY not in json.loads(config.read_text(encoding="utf-8")):
+        raise RpamError(f"{folder}: is there already and no merge of ours; move it away or choose another folder.")

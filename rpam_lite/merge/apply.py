@@ -41,3 +41,10 @@ class MergedSource:
         """One merged tensor in `dtype`."""
         weight = self.coefficient(name)
         return interpolate(self.short.get(name), self.long.get(name), weight).to(self.dtype)
+
+    def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Some rows of one merged tensor in `dtype`."""
+        weight = self.coefficient(name)
+        if isinstance(weight, torch.Tensor) and weight.ndim:
+            weight = weight[start:stop]
+        return interpolate(self.short.rows(name, start, stop), self.long.rows(name, start, stop), weight).to(self.dtype)

@@ -9,10 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rpam_lite import __version__
 from rpam_lite.checkpoint.files import write_json, write_text
 from rpam_lite.errors import RpamError
 from rpam_lite.pipeline.artefacts import exported_gguf, merged_folder, parent_gguf, quantized_gguf
-from rpam_lite.pipeline.stage import Run
+from rpam_lite.pipeline.stage import Run, identity
 
 if TYPE_CHECKING:
     from quant.tasks.questions import Question
@@ -85,8 +86,33 @@ def run_merge(run: Run) -> None:
     recipe = run.recipe
     source, config, donor = merged_source(run)
     config["dtype" if "dtype" in config else "torch_dtype"] = recipe.merge.dtype
-    step = run.progress.start("merging", len(source.names()))
-    write_checkpoint(source, config, donor, merged_folder(run), getattr(torch, recipe.merge.dtype), step)
+    write_checkpoint(
+        source,
+        config,
+        donor,
+        merged_folder(run),
+        getattr(torch, recipe.merge.dtype),
+        _made_from(run),
+        recipe.merge.shard_size,
+        partial(run.progress.start, "merging"),
+    )
+
+
+def _made_from(run: Run) -> dict[str, Any]:
+    """What the merged config records of its origin."""
+    recipe, coefficients = run.recipe, run.of("fit") / "coefficients.json"
+    return {
+        "version": __version__,
+        "method": recipe.fit.preset or "rpam",
+        "formula": "W = S + lambda * (L - S)",
+        **{
+            name: {"name": parent.name, "sha256": identity(parent)}
+            for name, parent in (("long", recipe.parents.long), ("short", recipe.parents.short))
+        },
+        "coefficients": identity(coefficients),
+        "donor": recipe.merge.donor,
+        "dtype": recipe.merge.dtype,
+    }
 
 
 def run_export(run: Run) -> None:

@@ -1,0 +1,181 @@
+"""Write a checkpoint's weights as they are computed: some rows at a time, in place, and go on after a kill.
+
+Every file has its final header and its full size from the start. A journal beside them counts the
+chunks that are written; what was not yet safe on the disk when the machine itself went down is
+written again, which the boot id tells.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from rpam_lite.checkpoint.layout import Chunk, Shard, plan_chunks, plan_shards
+from rpam_lite.checkpoint.ranges import byte_view
+from rpam_lite.checkpoint.source import TensorSource
+from rpam_lite.errors import RpamError
+
+CHUNK_VALUES = 4 << 20
+JOURNAL = "written.journal"
+# Chunks that are computed ahead of the one that is being written.
+_AHEAD = 2
+_DIGITS = 16
+Begin = Callable[[int], Callable[[str], None]]  # starts a progress bar of so many steps
+
+
+def no_progress(total: int) -> Callable[[str], None]:
+    """Shows nothing."""
+    return lambda note: None
+
+
+def write_weights(
+    source: TensorSource,
+    folder: Path,
+    dtype: torch.dtype,
+    shard_bytes: int,
+    key: str,
+    begin: Begin = no_progress,
+    chunk_values: int = CHUNK_VALUES,
+) -> list[Shard]:
+    """Write all tensors of a source as safetensors files into a folder that an earlier call may have begun.
+
+    Args:
+        source: Tensors, each rounded by the source itself to `dtype`.
+        folder: Gets the files under their final names; the caller renames the folder when all is done.
+        dtype: float16, bfloat16 or float32.
+        shard_bytes: Most bytes of weights a file.
+        key: Whatever the weights depend on; files that were begun under another key are not gone on with.
+        begin: Called with the number of chunks; what it gives is called after each, those of an earlier
+            call included.
+        chunk_values: Most values computed at a time.
+
+    Returns:
+        The files.
+
+    Raises:
+        RpamError: A value is not finite in `dtype`, or the disk is full; what is written stays.
+    """
+    shapes = {name: source.shape(name) for name in source.names()}
+    shards = plan_shards(shapes, dtype, shard_bytes)
+    chunks = plan_chunks(shards, shapes, dtype, chunk_values)
+    with _journal(folder, shards, key) as (done, note):
+        _allocate(folder, shards)
+        step = begin(len(chunks))
+        for _ in range(done):
+            step("")
+        files = {shard.file: os.open(folder / shard.file, os.O_WRONLY) for shard in shards}
+        try:
+            for chunk, rows in _computed(source, chunks[done:]):
+                _check_finite(chunk, rows, dtype)
+                _write(files[chunk.file], rows, chunk.offset)
+                done += 1
+                note(done)
+                step("")
+            for descriptor in files.values():
+                os.fsync(descriptor)
+        finally:
+            for descriptor in files.values():
+                os.close(descriptor)
+    (folder / JOURNAL).unlink()
+    return shards
+
+
+def _computed(source: TensorSource, chunks: Sequence[Chunk]) -> Iterator[tuple[Chunk, torch.Tensor]]:
+    """The chunks' rows in order; the next ones are read and computed while one is being written."""
+    with ThreadPoolExecutor(_AHEAD, thread_name_prefix="merge") as workers:
+        waiting: deque[tuple[Chunk, Future[torch.Tensor]]] = deque()
+        coming = iter(chunks)
+        try:
+            while True:
+                while len(waiting) <= _AHEAD and (chunk := next(coming, None)) is not None:
+                    waiting.append((chunk, workers.submit(_rows, source, chunk)))
+                if not waiting:
+                    return
+                chunk, rows = waiting.popleft()
+                yield chunk, rows.result()
+        finally:
+            for _, rows in waiting:
+                rows.cancel()
+
+
+def _rows(source: TensorSource, chunk: Chunk) -> torch.Tensor:
+    rows = (
+        source.rows(chunk.tensor, chunk.start, chunk.stop) if source.shape(chunk.tensor) else source.get(chunk.tensor)
+    )
+    return rows.contiguous()
+
+
+def _check_finite(chunk: Chunk, rows: torch.Tensor, dtype: torch.dtype) -> None:
+    if not torch.isfinite(rows).all():
+        name = str(dtype).removeprefix("torch.")
+        raise RpamError(
+            f"{chunk.tensor}: rows {chunk.start} to {chunk.stop} hold inf or NaN as {name}; "
+            "if the parents are finite, set `merge: {dtype: bfloat16}` in the recipe."
+        )
+
+
+def _write(descriptor: int, rows: torch.Tensor, offset: int) -> None:
+    buffer = byte_view(rows)
+    while buffer:
+        count = os.pwrite(descriptor, buffer, offset)
+        buffer, offset = buffer[count:], offset + count
+
+
+def _allocate(folder: Path, shards: Sequence[Shard]) -> None:
+    """Have every file in its full size with its header, so that a full disk shows before hours of work."""
+    for i, shard in enumerate(shards):
+        path = folder / shard.file
+        whole = path.exists() and path.stat().st_size == shard.size
+        with path.open("r+b" if whole else "wb") as stream:
+            try:
+                os.posix_fallocate(stream.fileno(), 0, shard.size)
+            except OSError as error:
+                path.unlink()
+                if error.errno != errno.ENOSPC:
+                    raise
+                missing = sum(s.size for s in shards[i:]) - shutil.disk_usage(folder).free
+                raise RpamError(
+                    f"{folder}: the disk is full, {missing} bytes more are needed for the merged checkpoint; free them "
+                    "and run the same command again, what is written stays."
+                ) from None
+            stream.write(shard.head)
+
+
+@contextmanager
+def _journal(folder: Path, shards: Sequence[Shard], key: str) -> Iterator[tuple[int, Callable[[int], None]]]:
+    """How many chunks an earlier call wrote, and a function that notes how many are written now."""
+    plan = hashlib.sha256(b"".join([key.encode(), *(shard.head for shard in shards)])).hexdigest()
+    head = json.dumps({"plan": plan, "boot": _boot_id()}).encode() + b"\n"
+    path = folder / JOURNAL
+    before = path.read_bytes() if path.exists() else b""
+    done = 0
+    if before.startswith(head) and before[len(head) :].isdigit():
+        done = int(before[len(head) :])
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        path.write_bytes(head + b"0" * _DIGITS)
+    descriptor = os.open(path, os.O_WRONLY)
+    try:
+        yield done, lambda count: _write_number(descriptor, count, len(head))
+    finally:
+        os.close(descriptor)
+
+
+def _write_number(descriptor: int, count: int, offset: int) -> None:
+    os.pwrite(descriptor, b"%0*d" % (_DIGITS, count), offset)
+
+
+def _boot_id() -> str:
+    file = Path("/proc/sys/kernel/random/boot_id")
+    return file.read_text().strip() if file.exists() else ""
