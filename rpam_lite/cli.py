@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rpam_lite import __version__
 from rpam_lite.errors import RpamError, missing_package
 from rpam_lite.pipeline.stage import Run
-from rpam_lite.pipeline.trip import STAGES, run_all, run_one
+from rpam_lite.pipeline.trip import STAGES, run_all, run_one, verify_again
 from rpam_lite.recipe import load_recipe
 
 app = typer.Typer(
@@ -99,6 +99,15 @@ def plan_command(
     console = Console(soft_wrap=True)
     console.print(table)
     console.print(full, markup=False, highlight=False)
+
+
+@app.command("verify")
+def verify_command(recipe: RecipeArgument, runs: RunsOption = Path("runs")) -> None:
+    """Read the merged checkpoint again and compare it with what it must be.
+
+    Example: rpam verify recipes/tiny.yaml
+    """
+    _with_run(recipe, runs, verify_again)
 
 
 def _add_stage_command(name: str) -> None:

@@ -18,7 +18,7 @@ from export.gguf.tokenizer import check_tokenizer
 from export.gguf.write import EMBEDDING
 from quant.gguf import quantization_types
 from quant.tasks.questions import load_questions
-from rpam_lite.checkpoint.adapter import open_parent
+from rpam_lite.checkpoint.pair import open_parent
 from rpam_lite.checkpoint.source import ParentSource
 from rpam_lite.checkpoint.vocabulary import chat_template, differing_tokens, tokens_by_id
 from rpam_lite.errors import RpamError

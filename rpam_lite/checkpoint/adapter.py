@@ -17,8 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from rpam_lite.checkpoint.files import ADAPTER_CONFIG as CONFIG
-from rpam_lite.checkpoint.files import is_adapter, read_json
-from rpam_lite.checkpoint.source import CheckpointSource, ParentSource
+from rpam_lite.checkpoint.files import read_json
+from rpam_lite.checkpoint.source import CheckpointSource
 from rpam_lite.errors import RpamError
 
 WEIGHTS = "adapter_model.safetensors"
@@ -36,6 +36,8 @@ class AdapterSource:
     Raises:
         RpamError: A file is missing or damaged, the adapter is no plain LoRA, or it does not fit the base.
     """
+
+    as_stored = False
 
     def __init__(self, base: CheckpointSource, folder: Path) -> None:
         self.base = base
@@ -139,18 +141,3 @@ class AdapterSource:
                     f"{folder / CONFIG}: `{setting}` is {config[setting]!r}, which is not supported; "
                     "merge the adapter into its base with peft first (merge_and_unload)."
                 )
-
-
-def open_parent(path: Path, base: Path | None = None) -> ParentSource:
-    """A parent checkpoint, or a LoRA adapter over `base` (or over the local folder that it names).
-
-    Raises:
-        RpamError: As `CheckpointSource` and `AdapterSource`; or an adapter's base is not at hand.
-    """
-    if not is_adapter(path):
-        return CheckpointSource(path)
-    named = read_json(path / CONFIG, "the adapter's config").get("base_model_name_or_path")
-    folder = base or Path(str(named))
-    if not folder.is_dir():
-        raise RpamError(f"{path}: is a LoRA adapter over {named!r}; put that checkpoint's folder under `parents.base`.")
-    return AdapterSource(CheckpointSource(folder), path)

@@ -52,6 +52,11 @@ class ParentSource(TensorSource, Protocol):
         """Where config and tokenizer lie."""
         ...
 
+    @property
+    def as_stored(self) -> bool:
+        """Whether tensors are read as they lie on the disk, not computed."""
+        ...
+
     def dtype(self, name: str) -> torch.dtype:
         """Type of one tensor, known without reading it."""
         ...
@@ -67,6 +72,8 @@ class CheckpointSource:
     Raises:
         RpamError: The folder, its config, its index or a shard is missing, truncated or no safetensors.
     """
+
+    as_stored = True
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

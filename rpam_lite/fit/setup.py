@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from rpam_lite.checkpoint.adapter import open_parent
+from rpam_lite.checkpoint.pair import open_pair
 from rpam_lite.checkpoint.source import ParentSource
 from rpam_lite.fit.batches import load_batches, question_shares
 from rpam_lite.fit.coefficients import grouping
@@ -41,10 +41,10 @@ def plan_recipe(recipe: Recipe, questions: CalibrationSet, folder: Path) -> Plan
     Raises:
         RpamError: The architecture can't be streamed, or the budget is too small.
     """
-    base = recipe.parents.base
-    long, short = open_parent(recipe.parents.long, base), open_parent(recipe.parents.short, base)
+    parents = recipe.parents
+    long, short, donor = open_pair(parents.long, parents.short, parents.base, recipe.merge.donor)
     device = choose_device(recipe.memory)
-    skeleton = Skeleton(short.folder, device)
+    skeleton = Skeleton(donor.folder, device)
     stored = max(source.dtype(name).itemsize for source in (long, short) for name in source.names())
     model, work = model_size(skeleton, stored), work_size(questions, recipe.capture.top_k)
     budget = budget_of(recipe.memory, device, folder)

@@ -44,7 +44,11 @@ class MergedSource:
 
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Some rows of one merged tensor in `dtype`."""
+        return self.exact_rows(name, start, stop).to(self.dtype)
+
+    def exact_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Some rows of one merged tensor in fp32, before they are rounded."""
         weight = self.coefficient(name)
         if isinstance(weight, torch.Tensor) and weight.ndim:
             weight = weight[start:stop]
-        return interpolate(self.short.rows(name, start, stop), self.long.rows(name, start, stop), weight).to(self.dtype)
+        return interpolate(self.short.rows(name, start, stop), self.long.rows(name, start, stop), weight)

@@ -138,12 +138,10 @@ def _write_scalar(run: Run, weight: float, file: Path) -> None:
     import torch
 
     from export.gguf.write import write_gguf
-    from rpam_lite.checkpoint.adapter import open_parent
     from rpam_lite.fit.coefficients import scalar
     from rpam_lite.merge.apply import MergedSource
 
     recipe = run.recipe
-    long, short = (open_parent(p, recipe.parents.base) for p in (recipe.parents.long, recipe.parents.short))
-    donor = long if recipe.merge.donor == "long" else short
+    long, short, donor = run.pair()
     source = MergedSource(long, short, scalar(weight).of, getattr(torch, recipe.merge.dtype))
     write_gguf(source, donor.config, donor.folder, file, recipe.export.type, f"{recipe.name}-scalar-{weight:g}")

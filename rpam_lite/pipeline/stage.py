@@ -17,11 +17,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rpam_lite import __version__
 from rpam_lite.checkpoint.files import read_json, write_json
 from rpam_lite.recipe import Recipe
+
+if TYPE_CHECKING:
+    from rpam_lite.checkpoint.pair import Pair
 
 MANIFEST, STARTED = "manifest.json", "started.json"
 MANIFEST_VERSION = 1
@@ -52,6 +55,13 @@ class Run:
     def of(self, stage: str) -> Path:
         """The folder of a stage."""
         return self.folder / stage
+
+    def pair(self) -> Pair:
+        """Both parents in the vocabulary that the merge keeps."""
+        from rpam_lite.checkpoint.pair import open_pair
+
+        parents = self.recipe.parents
+        return open_pair(parents.long, parents.short, parents.base, self.recipe.merge.donor)
 
 
 @dataclass(frozen=True)

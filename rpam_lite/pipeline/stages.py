@@ -6,14 +6,12 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from rpam_lite import __version__
 from rpam_lite.checkpoint.files import write_json, write_text
 from rpam_lite.errors import RpamError
 from rpam_lite.pipeline.artefacts import exported_gguf, merged_folder, parent_gguf, quantized_gguf
-from rpam_lite.pipeline.stage import Run, identity
+from rpam_lite.pipeline.stage import Run
 
 if TYPE_CHECKING:
     from quant.tasks.questions import Question
@@ -38,15 +36,15 @@ def run_label(run: Run) -> None:
     from quant.engines import Sampling
     from quant.engines.llama_cpp import LlamaCppEngine
     from quant.tasks.questions import load_questions
-    from rpam_lite.checkpoint.adapter import open_parent
     from rpam_lite.patterns.label import label_questions, sample_parent
 
     recipe, settings, folder = run.recipe, run.recipe.label, run.of("label")
     questions = load_questions(settings.questions)
-    for name, parent in (("long", recipe.parents.long), ("short", recipe.parents.short)):
+    long, short, donor = run.pair()
+    for name, source in (("long", long), ("short", short)):
         if not parent_gguf(run, name).exists():
-            source = open_parent(parent, recipe.parents.base)
-            write_gguf(source, source.config, source.folder, parent_gguf(run, name), recipe.export.type, name)
+            # In the donor's vocabulary: both are asked with the same token ids.
+            write_gguf(source, donor.config, donor.folder, parent_gguf(run, name), recipe.export.type, name)
     prompts = donor_prompts(run, questions)
     sampling = Sampling(settings.temperature, settings.top_p, settings.top_k, recipe.seed)
     samples = {}
@@ -75,44 +73,6 @@ def donor_prompts(run: Run, questions: Sequence[Question]) -> dict[str, tuple[in
 
     with LlamaCppEngine(parent_gguf(run, run.recipe.merge.donor), threads=1) as engine:
         return {q.key: engine.chat_prompt(q.question) for q in questions}
-
-
-def run_merge(run: Run) -> None:
-    """Write the merged checkpoint as an ordinary Hugging Face folder."""
-    import torch
-
-    from rpam_lite.checkpoint.write import write_checkpoint
-
-    recipe = run.recipe
-    source, config, donor = merged_source(run)
-    config["dtype" if "dtype" in config else "torch_dtype"] = recipe.merge.dtype
-    write_checkpoint(
-        source,
-        config,
-        donor,
-        merged_folder(run),
-        getattr(torch, recipe.merge.dtype),
-        _made_from(run),
-        recipe.merge.shard_size,
-        partial(run.progress.start, "merging"),
-    )
-
-
-def _made_from(run: Run) -> dict[str, Any]:
-    """What the merged config records of its origin."""
-    recipe, coefficients = run.recipe, run.of("fit") / "coefficients.json"
-    return {
-        "version": __version__,
-        "method": recipe.fit.preset or "rpam",
-        "formula": "W = S + lambda * (L - S)",
-        **{
-            name: {"name": parent.name, "sha256": identity(parent)}
-            for name, parent in (("long", recipe.parents.long), ("short", recipe.parents.short))
-        },
-        "coefficients": identity(coefficients),
-        "donor": recipe.merge.donor,
-        "dtype": recipe.merge.dtype,
-    }
 
 
 def run_export(run: Run) -> None:
@@ -151,19 +111,3 @@ def say_closing(run: Run) -> None:
     run.say(f"report: {run.of('report') / 'report.md'}")
     for type_name in run.recipe.quantize.types:
         run.say(f"for llama.cpp: {quantized_gguf(run, type_name)}")
-
-
-def merged_source(run: Run) -> tuple[Any, dict[str, Any], Path]:
-    """The merge as a tensor source, a copy of the donor's config, and the donor's folder."""
-    import torch
-
-    from rpam_lite.checkpoint.adapter import open_parent
-    from rpam_lite.fit import coefficients
-    from rpam_lite.merge.apply import MergedSource
-
-    recipe = run.recipe
-    long, short = (open_parent(p, recipe.parents.base) for p in (recipe.parents.long, recipe.parents.short))
-    fitted = coefficients.load(run.of("fit") / "coefficients.json")
-    donor = long if recipe.merge.donor == "long" else short
-    source = MergedSource(long, short, fitted.of, getattr(torch, recipe.merge.dtype))
-    return source, dict(donor.config), donor.folder

@@ -9,7 +9,7 @@ from quant.tasks.grader import GRADER_VERSION
 from rpam_lite.checkpoint.files import is_adapter
 from rpam_lite.errors import RpamError
 from rpam_lite.patterns.label import PATTERN_VERSION
-from rpam_lite.pipeline import fitting, stages
+from rpam_lite.pipeline import fitting, merging, stages
 from rpam_lite.pipeline.measure import run_eval
 from rpam_lite.pipeline.stage import Run, Stage, execute, is_done
 from rpam_lite.recipe import Recipe
@@ -57,7 +57,7 @@ _ORDER = (
         "capture",
         "Keep both parents' hidden states on the labelled questions.",
         ("label",),
-        lambda r: [r.seed, r.threads, r.memory.model_dump(), r.capture.model_dump()],
+        lambda r: [r.seed, r.threads, r.merge.donor, r.memory.model_dump(), r.capture.model_dump()],
         _parents,
         fitting.run_capture,
     ),
@@ -65,7 +65,7 @@ _ORDER = (
         "fit",
         "Fit the merging coefficients.",
         ("capture",),
-        lambda r: [r.seed, r.threads, r.memory.model_dump(), r.fit.model_dump()],
+        lambda r: [r.seed, r.threads, r.merge.donor, r.memory.model_dump(), r.fit.model_dump()],
         _parents,
         fitting.run_fit,
     ),
@@ -75,7 +75,7 @@ _ORDER = (
         ("fit",),
         lambda r: [r.name, r.merge.model_dump()],
         _parents,
-        stages.run_merge,
+        merging.run_merge,
     ),
     Stage(
         "export",
@@ -152,6 +152,17 @@ def run_one(name: str, run: Run) -> None:
     _run(STAGES[name], run)
     if name == "report":
         stages.say_closing(run)
+
+
+def verify_again(run: Run) -> None:
+    """Verify a merge that an earlier run wrote.
+
+    Raises:
+        RpamError: There is none, or it is not what it must be.
+    """
+    if not is_done(STAGES["merge"], STAGES, run):
+        raise RpamError(f"{run.of('merge')}: holds no finished merge of this recipe as it is now; `rpam run` first.")
+    merging.verify_merge(run)
 
 
 def _say_reused(names: list[str], run: Run) -> None:

@@ -28,7 +28,7 @@ import torch
 
 from rpam_lite.checkpoint.files import whole_file, write_text
 from rpam_lite.checkpoint.ranges import byte_view, read_bytes
-from rpam_lite.checkpoint.source import CheckpointSource, ParentSource
+from rpam_lite.checkpoint.source import ParentSource
 from rpam_lite.errors import RpamError
 from rpam_lite.streaming.codec import CodecName, Pair, codec_error, codec_of, encode, layout
 from rpam_lite.streaming.skeleton import Skeleton
@@ -90,7 +90,7 @@ class WeightSource:
         self._errors: dict[int, tuple[float, float]] = {}
         self._buffers: list[torch.Tensor] = []
         self._scratch: Path | None = None
-        direct = codec == "exact" and isinstance(long, CheckpointSource) and isinstance(short, CheckpointSource)
+        direct = codec == "exact" and long.as_stored and short.as_stored
         if residency != "disk":
             kept_on = self.device if residency == "device" else torch.device("cpu")
             self._buffers = [self._filled(i).to(kept_on) for i in range(skeleton.layers)]

@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from rpam_lite.checkpoint.adapter import open_parent
+from rpam_lite.checkpoint.pair import open_parent
 from rpam_lite.checkpoint.ranges import read_bytes
 from rpam_lite.checkpoint.source import CheckpointSource
 from rpam_lite.errors import RpamError

@@ -1,0 +1,133 @@
+"""Prove a merged checkpoint: read it again and compare it with what it must be.
+
+Of every tensor some chunks are computed anew from the parents and compared to the bit; small models
+are also loaded in transformers and asked.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import torch
+
+from rpam_lite.checkpoint.aligned import EMBEDDING, HEAD
+from rpam_lite.checkpoint.source import CheckpointSource
+from rpam_lite.errors import RpamError
+from rpam_lite.merge.apply import MergedSource
+
+CHUNK_VALUES = 1 << 20
+# Models up to this many parameters are held in memory twice and asked.
+SMALL_MODEL = 100_000_000
+_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class TensorCheck:
+    """What was found of one tensor.
+
+    Attributes:
+        name: The tensor.
+        compared: Values that were computed anew and compared.
+        flushed: Share of them that are not 0 and became 0 in the checkpoint's type.
+    """
+
+    name: str
+    compared: int
+    flushed: float
+
+
+def verify(
+    folder: Path, source: MergedSource, seed: int, chunks: int = 4, step: Callable[[str], None] = lambda note: None
+) -> list[TensorCheck]:
+    """Compare a merged folder with the merge it should hold.
+
+    Args:
+        folder: The merged checkpoint.
+        source: The same merge, computed anew from the parents.
+        seed: Chooses the chunks; the first and the last of every tensor are always among them.
+        chunks: How many chunks of a tensor are compared at most.
+        step: Called after each tensor with its name.
+
+    Raises:
+        RpamError: Something differs; the tensor and the place are named.
+    """
+    merged = CheckpointSource(folder)
+    _compare_headers(merged, source)
+    found = []
+    for name in source.names():
+        found.append(_compare(merged, source, name, random.Random(f"{seed}-{name}"), chunks))
+        step(name)
+    if sum(prod(merged.shape(n)) for n in merged.names()) <= SMALL_MODEL:
+        _compare_logits(merged, source, seed)
+    return found
+
+
+def _compare_headers(merged: CheckpointSource, source: MergedSource) -> None:
+    if lone := sorted(set(merged.names()) ^ set(source.names())):
+        raise RpamError(f"{merged.folder}: {lone[0]} is missing, or is one too many; merge again.")
+    for name in source.names():
+        if merged.shape(name) != source.shape(name) or merged.dtype(name) != source.dtype:
+            raise RpamError(
+                f"{merged.folder}: {name} is {merged.dtype(name)} of shape {merged.shape(name)}, and must be "
+                f"{source.dtype} of shape {source.shape(name)}; merge again."
+            )
+    if merged.config.get("tie_word_embeddings") and HEAD in merged.names() and not _same(merged, HEAD, EMBEDDING):
+        raise RpamError(f"{merged.folder}: its config ties the head to the embedding, and {HEAD} differs from it.")
+
+
+def _same(merged: CheckpointSource, one: str, other: str) -> bool:
+    if merged.shape(one) != merged.shape(other):
+        return False
+    return all(torch.equal(merged.rows(one, a, b), merged.rows(other, a, b)) for a, b in _pieces(merged.shape(one)))
+
+
+def _pieces(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    rows = max(1, CHUNK_VALUES // max(1, prod(shape[1:])))
+    for start in range(0, shape[0], rows):
+        yield start, min(start + rows, shape[0])
+
+
+def _compare(
+    merged: CheckpointSource, source: MergedSource, name: str, chance: random.Random, chunks: int
+) -> TensorCheck:
+    pieces = list(_pieces(source.shape(name)))
+    inner = pieces[1:-1]
+    chosen = [pieces[0], *sorted(chance.sample(inner, min(len(inner), max(0, chunks - 2)))), pieces[-1]]
+    compared = flushed = 0
+    for start, stop in dict.fromkeys(chosen):
+        exact = source.exact_rows(name, start, stop)
+        expected, there = exact.to(source.dtype), merged.rows(name, start, stop)
+        where = f"{merged.folder}: {name}, rows {start} to {stop}"
+        if not torch.isfinite(there).all():
+            raise RpamError(f"{where}: holds inf or NaN; set `merge: {{dtype: bfloat16}}` and merge again.")
+        if not torch.equal(there, expected):
+            off = float((there.float() - expected.float()).abs().max())
+            raise RpamError(f"{where}: is off by up to {off:.3g} from S + lambda * (L - S); merge again.")
+        compared += exact.numel()
+        flushed += int(((there == 0) & (exact != 0)).sum())
+    return TensorCheck(name, compared, flushed / max(1, compared))
+
+
+def _compare_logits(merged: CheckpointSource, source: MergedSource, seed: int) -> None:
+    """The folder as transformers loads it, against the merge in memory: the same logits to the bit."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(merged.folder, dtype=torch.float32).eval()
+    except Exception as error:  # transformers raises whatever its parts raise
+        why = " ".join(str(error).split())[:200]
+        raise RpamError(f"{merged.folder}: transformers can't load it ({why}); check the donor's config.") from None
+    reference = AutoModelForCausalLM.from_config(loaded.config, dtype=torch.float32).eval()
+    weights = {name: source.get(name).float() for name in source.names()}
+    missing, unexpected = reference.load_state_dict(weights, strict=False)
+    if unexpected or set(missing) - {HEAD}:
+        names = ", ".join([*unexpected, *missing][:3])
+        raise RpamError(f"{merged.folder}: transformers does not know, or misses, {names}; check its config.")
+    ids = torch.randint(source.shape(EMBEDDING)[0], (1, _TOKENS), generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        if not torch.equal(loaded(ids).logits, reference(ids).logits):
+            raise RpamError(f"{merged.folder}: transformers gives other logits than the merge in memory; merge again.")
