@@ -1,6 +1,7 @@
 """The `rpam` command: arguments in, printing out, no logic.
 
-Exit codes: 0 done; 1 something to mend, named in one sentence; 2 wrong usage; 130 interrupted.
+Exit codes: 0 done; 1 something to mend, named in one sentence; 2 wrong usage; 3 `check` found a WARNING;
+130 interrupted.
 """
 
 from __future__ import annotations
@@ -101,6 +102,23 @@ def plan_command(
     console.print(full, markup=False, highlight=False)
 
 
+@app.command("check")
+def check_command(
+    recipe: RecipeArgument,
+    runs: RunsOption = Path("runs"),
+    as_json: Annotated[bool, typer.Option("--json", help="print the findings as JSON")] = False,
+) -> None:
+    """Say everything that is wrong with RECIPE and its pair, before any work.
+
+    Exit code: 0 nothing worse than INFO, 3 a WARNING, 1 an ERROR.
+
+    Example: rpam check recipes/tiny.yaml --json
+    """
+    from rpam_lite.pipeline.checking import check_alone
+
+    raise typer.Exit(check_alone(load_recipe(recipe), runs, as_json))
+
+
 @app.command("verify")
 def verify_command(recipe: RecipeArgument, runs: RunsOption = Path("runs")) -> None:
     """Read the merged checkpoint again and compare it with what it must be.
@@ -119,7 +137,8 @@ def _add_stage_command(name: str) -> None:
 
 
 for _name in STAGES:
-    _add_stage_command(_name)
+    if _name != "check":
+        _add_stage_command(_name)
 
 
 def _print_version(wanted: bool) -> None:

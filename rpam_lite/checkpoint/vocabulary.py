@@ -35,6 +35,34 @@ def differing_tokens(a: dict[int, str], b: dict[int, str]) -> list[int]:
     return sorted(i for i in a.keys() | b.keys() if a.get(i) != b.get(i))
 
 
+def opens_think_block(template: str, folder: Path) -> bool:
+    """Whether the prompt that a chat template makes of one question ends inside a think block.
+
+    Raises:
+        RpamError: The template fails.
+    """
+    from jinja2 import TemplateError
+    from jinja2.ext import loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def fail(message: str) -> None:
+        raise TemplateError(message)
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    environment.globals["raise_exception"] = fail
+    environment.globals["strftime_now"] = lambda form: ""
+    try:
+        prompt = environment.from_string(template).render(
+            messages=[{"role": "user", "content": "1 + 1?"}],
+            add_generation_prompt=True,
+            bos_token="",
+            eos_token="",
+        )
+    except (TemplateError, TypeError, ValueError) as error:
+        raise RpamError(f"{folder}: its chat template fails on a plain question ({error}); mend it.") from None
+    return prompt.rfind("<think>") > prompt.rfind("</think>")
+
+
 def chat_template(folder: Path) -> str | None:
     """The chat template, from chat_template.jinja or tokenizer_config.json; None without one."""
     file = folder / "chat_template.jinja"

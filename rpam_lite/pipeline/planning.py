@@ -9,10 +9,11 @@ from rich.table import Table
 from rpam_lite.errors import RpamError
 from rpam_lite.recipe import Recipe
 from rpam_lite.streaming.machine import free_host_bytes, resident_bytes
-from rpam_lite.streaming.plan import Budget, Plan, WorkSize, choose, model_size
+from rpam_lite.streaming.plan import Budget, Plan, choose, model_size
 from rpam_lite.streaming.plan_table import UNLIMITED, plan_table, size_text
 from rpam_lite.streaming.shapes import config_of_shape
 from rpam_lite.streaming.skeleton import Skeleton, load_config
+from rpam_lite.streaming.work import estimated_work
 
 CARDS = (8, 12, 16, 24)
 # What a card's own display, driver and torch's context take away from it.
@@ -45,7 +46,7 @@ def plan_cards(
     else:
         raise RpamError("`rpam plan` needs a recipe, or --shape with the name of a well-known model.")
     memory = recipe.memory if recipe else None
-    work = work_of(recipe, questions, tokens)
+    work = estimated_work(recipe, questions, tokens)
     model = model_size(Skeleton(config))
     codec = None if memory is None or memory.codec == "auto" else memory.codec
     host_bytes = host or (memory.host if memory else None) or resident_bytes() + free_host_bytes()
@@ -64,26 +65,6 @@ def plan_cards(
         table.add_row(name, *_cells(plan))
         full = full or plan_table(plan, budget)
     return table, full
-
-
-def work_of(recipe: Recipe | None, questions: int, tokens: int) -> WorkSize:
-    """A calibration set of this many questions and tokens, as the recipe would keep it."""
-    response = tokens // 2
-    kept = tokens
-    if recipe is not None:
-        settings = recipe.capture
-        answered = response if settings.response_tokens is None else min(response, settings.response_tokens)
-        kept = (tokens - response if "prompt" in settings.positions else 1) + (
-            answered // settings.response_stride if "response" in settings.positions else 0
-        )
-    return WorkSize(
-        tokens=questions * tokens,
-        longest=tokens,
-        kept=questions * kept,
-        targets=questions * (response + 1),
-        distinct=min(questions * tokens, 8192),
-        top_k=recipe.capture.top_k if recipe else 64,
-    )
 
 
 def _config_folder(recipe: Recipe) -> Path:

@@ -8,26 +8,12 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from rpam_lite.checkpoint.files import write_json, write_text
-from rpam_lite.errors import RpamError
+from rpam_lite.checkpoint.files import write_text
 from rpam_lite.pipeline.artefacts import exported_gguf, merged_folder, parent_gguf, quantized_gguf
 from rpam_lite.pipeline.stage import Run
 
 if TYPE_CHECKING:
     from quant.tasks.questions import Question
-
-
-def run_check(run: Run) -> None:
-    """Print every finding; stop if one is an error."""
-    from rpam_lite.preflight import check
-
-    findings = check(run.recipe, run.folder)
-    for finding in findings:
-        run.say(f"{finding.level} [{finding.code}] {finding.message}")
-    write_json(run.of("check") / "findings.json", {"version": 1, "findings": [vars(f) for f in findings]})
-    errors = sum(f.level == "ERROR" for f in findings)
-    if errors:
-        raise RpamError(f"{errors} of {len(findings)} findings above are errors; nothing was started.")
 
 
 def run_label(run: Run) -> None:

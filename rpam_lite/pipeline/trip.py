@@ -9,7 +9,7 @@ from quant.tasks.grader import GRADER_VERSION
 from rpam_lite.checkpoint.files import is_adapter
 from rpam_lite.errors import RpamError
 from rpam_lite.patterns.label import PATTERN_VERSION
-from rpam_lite.pipeline import fitting, merging, stages
+from rpam_lite.pipeline import checking, fitting, merging, stages
 from rpam_lite.pipeline.measure import run_eval
 from rpam_lite.pipeline.stage import Run, Stage, execute, is_done
 from rpam_lite.recipe import Recipe
@@ -34,7 +34,7 @@ _ORDER = (
         (),
         lambda r: r.model_dump(mode="json"),
         _everything,
-        stages.run_check,
+        checking.run_check,
     ),
     Stage(
         "label",

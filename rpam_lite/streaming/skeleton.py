@@ -55,8 +55,12 @@ class Skeleton:
         self.config = load_config(config) if isinstance(config, Path) else config
         self.device = torch.device(device)
         _refuse_cross_layer(self.config)
-        with torch.device("meta"):
-            self._model = AutoModelForCausalLM.from_config(self.config, attn_implementation="sdpa").eval()
+        try:
+            with torch.device("meta"):
+                self._model = AutoModelForCausalLM.from_config(self.config, attn_implementation="sdpa").eval()
+        except Exception as error:  # transformers raises whatever its parts raise
+            why = " ".join(str(error).split())[:200]
+            raise RpamError(f"{self._name}: transformers can't build it from its config ({why}).") from None
         decoder = self._model.get_decoder()
         if not isinstance(getattr(decoder, "layers", None), torch.nn.ModuleList):
             raise RpamError(f"{self._name}: has no list of decoder layers; only decoder-only models can be streamed.")

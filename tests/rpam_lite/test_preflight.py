@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
-from rpam_lite.preflight import Finding, check
+from rpam_lite.pipeline.checking import check_alone
+from rpam_lite.preflight import check, machine
+from rpam_lite.preflight.findings import Finding
 from rpam_lite.recipe import load_recipe
 from tests.conftest import make_checkpoint
 
@@ -38,20 +42,36 @@ def codes(findings: list[Finding], level: str = "ERROR") -> set[str]:
     return {f.code for f in findings if f.level == level}
 
 
-def test_a_good_pair_has_no_findings(pair: Path) -> None:
-    assert check_pair(pair) == []
+def test_a_good_pair_has_only_information(pair: Path) -> None:
+    findings = check_pair(pair)
+    assert {f.level for f in findings} == {"INFO"}
+    assert {f.code for f in findings} == {"fp16-range", "disk", "memory"}
 
 
 @pytest.mark.parametrize(
-    ("field", "value"),
-    [("hidden_size", 128), ("num_hidden_layers", 3), ("rms_norm_eps", 1e-5), ("model_type", "llama"), ("head_dim", 8)],
+    ("field", "value", "code"),
+    [
+        ("hidden_size", 128, "size"),
+        ("rms_norm_eps", 1e-5, "norm-eps"),
+        ("model_type", "llama", "architecture"),
+        ("head_dim", 8, "head-dim"),
+        ("hidden_act", "gelu", "activation"),
+    ],
 )
-def test_other_shapes_are_errors(pair: Path, edit_json: Callable[..., None], field: str, value: Any) -> None:
+def test_other_shapes_are_errors(pair: Path, edit_json: Callable[..., None], field: str, value: Any, code: str) -> None:
     edit_json(pair / "short" / "config.json", **{field: value})
-    found = [f for f in check_pair(pair) if f.code == "shape"]
+    found = [f for f in check_pair(pair) if f.code == code and f"`{field}`" in f.message]
     assert len(found) == 1
-    assert f"`{field}`" in found[0].message
     assert repr(value) in found[0].message
+
+
+def test_a_default_that_is_left_out_is_no_difference(pair: Path) -> None:
+    file = pair / "short" / "config.json"
+    config = json.loads(file.read_text())
+    for field in ("head_dim", "hidden_act", "attention_dropout"):
+        config.pop(field, None)
+    file.write_text(json.dumps(config))
+    assert codes(check_pair(pair)) == set()
 
 
 def test_other_rope_is_an_error_in_either_spelling(pair: Path, edit_json: Callable[..., None]) -> None:
@@ -62,30 +82,125 @@ def test_other_rope_is_an_error_in_either_spelling(pair: Path, edit_json: Callab
     assert codes(check_pair(pair)) == {"rope"}
 
 
-def test_fields_of_the_donor_are_warnings(pair: Path, edit_json: Callable[..., None]) -> None:
-    edit_json(pair / "short" / "config.json", max_position_embeddings=4096)
+@pytest.mark.parametrize(
+    ("file", "field", "value", "code"),
+    [
+        ("config.json", "max_position_embeddings", 4096, "context"),
+        ("config.json", "eos_token_id", 3, "special-tokens"),
+        ("generation_config.json", "temperature", 0.1, "generation-config"),
+        ("tokenizer_config.json", "chat_template", "{{ messages }}", "template"),
+    ],
+)
+def test_what_the_donor_decides_is_a_warning_that_names_the_key(
+    pair: Path, edit_json: Callable[..., None], file: str, field: str, value: Any, code: str
+) -> None:
+    edit_json(pair / "short" / file, **{field: value})
     findings = check_pair(pair)
     assert codes(findings) == set()
-    assert codes(findings, "WARNING") == {"config"}
+    assert codes(findings, "WARNING") == {code}
+    found = next(f for f in findings if f.code == code)
+    assert found.effect.startswith("keeps")
+    assert found.key == "merge.donor"
 
 
-def test_tensors_of_other_shapes_and_lone_tensors_are_errors(pair: Path, tokenizer: Any) -> None:
+def test_tensors_that_the_config_does_not_promise_are_errors(pair: Path, tokenizer: Any) -> None:
     shutil.rmtree(pair / "short")
     make_checkpoint(pair / "short", 2, tokenizer, tie_word_embeddings=False, intermediate_size=256)
-    messages = " ".join(f.message for f in check_pair(pair) if f.level == "ERROR")
-    assert "only one of them has lm_head.weight" in messages
-    assert "down_proj.weight has shape (64, 128) and (64, 256)" in messages
-    assert "`tie_word_embeddings`" in messages
+    config = json.loads((pair / "long" / "config.json").read_text())
+    (pair / "short" / "config.json").write_text(json.dumps(config))
+    messages = " ".join(f.message for f in check_pair(pair) if f.code == "tensors")
+    assert "holds lm_head.weight, which qwen2 does not have" in messages
+    assert "down_proj.weight has shape (64, 256), its config says (64, 128)" in messages
 
 
-def test_the_same_id_with_another_string_is_an_error(pair: Path) -> None:
+@pytest.mark.parametrize(("tied", "level"), [("long", "ERROR"), ("short", "WARNING")])
+def test_a_tied_head_beside_a_separate_one(pair: Path, tokenizer: Any, tied: str, level: str) -> None:
+    """The donor is long."""
+    separate = "short" if tied == "long" else "long"
+    shutil.rmtree(pair / separate)
+    make_checkpoint(pair / separate, 2, tokenizer, tie_word_embeddings=False)
+    assert {f.level for f in check_pair(pair) if f.code == "tied-head"} == {level}
+
+
+def test_the_same_id_with_another_string_is_told_with_what_becomes_of_it(pair: Path) -> None:
     file = pair / "short" / "tokenizer.json"
     raw = json.loads(file.read_text(encoding="utf-8"))
     raw["added_tokens"][-1]["content"] = "<|box_end|>"
     file.write_text(json.dumps(raw), encoding="utf-8")
     found = [f for f in check_pair(pair) if f.code == "vocabulary"]
-    assert len(found) == 1
+    assert [f.level for f in found] == ["WARNING"]
     assert "'</think>' and '<|box_end|>'" in found[0].message
+    assert "1 tokens of the donor alone keep its row, 1 tokens of the second alone are dropped" in found[0].effect
+
+
+def test_vocabularies_of_two_families_are_an_error(pair: Path) -> None:
+    file = pair / "short" / "tokenizer.json"
+    raw = json.loads(file.read_text(encoding="utf-8"))
+    raw["model"]["vocab"] = {f"other{i}": i for i in raw["model"]["vocab"].values()}
+    file.write_text(json.dumps(raw), encoding="utf-8")
+    assert "vocabulary" in codes(check_pair(pair))
+
+
+@pytest.mark.parametrize("how", ["config", "tensors", "types"])
+def test_quantized_leftovers_are_errors(pair: Path, edit_json: Callable[..., None], how: str) -> None:
+    file = pair / "short" / "model.safetensors"
+    tensors = load_file(file)
+    name = "model.layers.0.mlp.up_proj.weight"
+    if how == "config":
+        edit_json(pair / "short" / "config.json", quantization_config={"quant_method": "gptq"})
+    elif how == "tensors":
+        save_file(
+            tensors | {f"{name}.absmax": torch.ones(3), f"{name}.quant_state.bitsandbytes__nf4": torch.ones(3)}, file
+        )
+    else:
+        save_file(tensors | {name: torch.ones(4096, 1, dtype=torch.uint8)}, file)
+    assert codes(check_pair(pair)) & {"quantized", "dtype"}
+
+
+def test_a_template_that_opens_the_think_block_is_told(pair: Path, edit_json: Callable[..., None]) -> None:
+    for parent in ("long", "short"):
+        edit_json(
+            pair / parent / "tokenizer_config.json",
+            chat_template="{{ messages[0].content }}{% if add_generation_prompt %}<think>\n{% endif %}",
+        )
+    assert "think-prefill" in codes(check_pair(pair), "INFO")
+
+
+def test_a_template_that_fails_is_an_error(pair: Path, edit_json: Callable[..., None]) -> None:
+    for parent in ("long", "short"):
+        edit_json(pair / parent / "tokenizer_config.json", chat_template="{{ raise_exception('no system turn') }}")
+    messages = [f.message for f in check_pair(pair) if f.code == "template"]
+    assert any("no system turn" in m for m in messages)
+
+
+def test_the_gravest_comes_first_and_the_command_says_it_as_json(
+    pair: Path, edit_json: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    check_pair(pair)
+    recipe = load_recipe(pair / "mine.yaml")
+    assert check_alone(recipe, pair / "runs", as_json=True) == 0
+    assert json.loads(capsys.readouterr().out)["worst"] == "INFO"
+    edit_json(pair / "short" / "config.json", max_position_embeddings=4096)
+    assert check_alone(recipe, pair / "runs", as_json=False) == 3
+    assert "WARNING [context]" in capsys.readouterr().out.splitlines()[0]
+    edit_json(pair / "short" / "config.json", rms_norm_eps=1.0)
+    assert check_alone(recipe, pair / "runs", as_json=True) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert [f["level"] for f in told["findings"]] == sorted(
+        (f["level"] for f in told["findings"]), key=["ERROR", "WARNING", "INFO"].index
+    )
+    assert not (pair / "runs").exists()
+
+
+def test_too_little_memory_and_disk_are_errors(pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_pair(pair)
+    raw = yaml.safe_load((pair / "mine.yaml").read_text()) | {"memory": {"host": "1MB"}}
+    (pair / "mine.yaml").write_text(yaml.safe_dump(raw))
+    assert codes(check(load_recipe(pair / "mine.yaml"), pair / "runs")) == {"memory"}
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))  # type: ignore[attr-defined]
+    found = [f for f in check(load_recipe(pair / "mine.yaml"), pair / "runs") if f.code == "disk"]
+    assert [f.level for f in found] == ["ERROR"]
+    assert "label" in found[0].message
 
 
 def test_a_pair_without_a_template_cannot_be_asked(pair: Path, edit_json: Callable[..., None]) -> None:
@@ -105,8 +220,8 @@ def test_all_findings_come_at_once(pair: Path, edit_json: Callable[..., None]) -
     (pair / "short" / "tokenizer.json").write_text("{", encoding="utf-8")
     (pair / "calibration.jsonl").write_text("{", encoding="utf-8")
     findings = check_pair(pair)
-    assert codes(findings) == {"shape", "tokenizer", "questions"}
-    assert codes(findings, "WARNING") == {"config"}
+    assert codes(findings) >= {"size", "tensors", "tokenizer", "questions"}
+    assert codes(findings, "WARNING") == {"context"}
 
 
 def test_missing_and_truncated_checkpoints_are_named(pair: Path) -> None:

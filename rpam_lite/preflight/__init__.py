@@ -1,0 +1,90 @@
+"""Everything that is wrong with a recipe and its pair, all at once, before any work.
+
+Reads configs, safetensors headers, tokenizers and question files; no weights.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from export.gguf.architectures import check_names
+from export.gguf.tokenizer import check_tokenizer
+from quant.gguf import quantization_types
+from rpam_lite.checkpoint.aligned import EMBEDDING
+from rpam_lite.checkpoint.pair import open_parent
+from rpam_lite.checkpoint.source import ParentSource
+from rpam_lite.preflight.configs import compare_configs, quantized_leftover
+from rpam_lite.preflight.findings import Finding, attempt, some
+from rpam_lite.preflight.machine import check_disk, check_memory
+from rpam_lite.preflight.questions import check_questions
+from rpam_lite.preflight.tensors import check_range, check_tensors
+from rpam_lite.preflight.tokens import check_template, compare_generation, compare_templates, compare_vocabularies
+from rpam_lite.recipe import Recipe
+from rpam_lite.streaming.skeleton import load_config
+
+
+def check(recipe: Recipe, run_folder: Path) -> list[Finding]:
+    """All findings about the recipe, its checkpoints and question files, and the machine, the gravest first."""
+    findings: list[Finding] = []
+    sources: dict[str, ParentSource] = {}
+    configs: dict[str, Any] = {}
+    parents = recipe.parents
+    for name, folder in (("long", parents.long), ("short", parents.short), ("base", parents.base)):
+        if folder is not None and (
+            opened := attempt(findings, "checkpoint", partial(open_parent, folder, parents.base))
+        ):
+            sources[name] = opened
+    for name, source in sources.items():
+        findings += quantized_leftover(source.config, source.folder)
+        config = attempt(findings, "config", partial(load_config, source.folder))
+        if config is not None:
+            configs[name] = config
+            findings += attempt(findings, "architecture", partial(check_tensors, source, config)) or []
+        findings += _check_exportable(source)
+    findings += _check_pair(recipe, sources, configs)
+    findings += check_questions(recipe)
+    findings += _check_quantization(recipe.quantize.types)
+    findings += check_range(list(sources.values()), recipe.merge.dtype)
+    donor = recipe.merge.donor
+    if donor in sources:
+        findings += check_disk(sources[donor], recipe, run_folder)
+    if donor in configs and not any(f.level == "ERROR" for f in findings):
+        findings += check_memory(configs[donor], recipe, run_folder)
+    order = {"ERROR": 0, "WARNING": 1, "INFO": 2}
+    return sorted(dict.fromkeys(findings), key=lambda f: order[f.level])
+
+
+def _check_pair(recipe: Recipe, sources: dict[str, ParentSource], configs: dict[str, Any]) -> list[Finding]:
+    """Findings about the donor and each other checkpoint."""
+    findings: list[Finding] = []
+    donor = recipe.merge.donor
+    if donor not in sources:
+        return findings
+    giver = sources[donor]
+    for name in sources.keys() - {donor}:
+        where = f"{giver.folder} and {sources[name].folder}"
+        if donor in configs and name in configs:
+            findings += compare_configs(configs[donor], configs[name], where, donor)
+        findings += compare_vocabularies(giver, sources[name], where)
+        if name != "base":
+            findings += compare_generation(giver.folder, sources[name].folder, where, donor)
+            findings += compare_templates(giver.folder, sources[name].folder, where, donor)
+    return [*findings, *check_template(giver.folder)]
+
+
+def _check_exportable(source: ParentSource) -> list[Finding]:
+    """What would stop the GGUF export, which comes late, or the sampling of the parents."""
+    findings: list[Finding] = []
+    attempt(findings, "gguf", partial(check_names, source, source.config, source.folder))
+    if EMBEDDING in source.names():
+        attempt(findings, "tokenizer", partial(check_tokenizer, source.folder, source.shape(EMBEDDING)[0]))
+    return findings
+
+
+def _check_quantization(types: tuple[str, ...]) -> list[Finding]:
+    known = quantization_types()
+    message = "`quantize.types`: llama.cpp has no type {!r}; it has {}."
+    unknown = [t for t in types if t not in known]
+    return [Finding("ERROR", "quantize", message.format(t, some(sorted(known))), key="quantize.types") for t in unknown]

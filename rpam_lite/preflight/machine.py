@@ -1,0 +1,81 @@
+"""Findings about the machine: room on the disk for every stage, memory for capture and fit."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from rpam_lite.checkpoint.source import ParentSource
+from rpam_lite.errors import RpamError
+from rpam_lite.preflight.findings import Finding
+from rpam_lite.recipe import Recipe
+from rpam_lite.streaming.machine import budget_of, choose_device, resident_bytes
+from rpam_lite.streaming.plan import choose, describe, model_size
+from rpam_lite.streaming.plan_table import size_text
+from rpam_lite.streaming.skeleton import Skeleton
+from rpam_lite.streaming.work import estimated_work
+
+# Bits a weight of llama.cpp's common types; others are taken as 16.
+_BITS = {
+    "Q8_0": 8.5,
+    "Q6_K": 6.6,
+    "Q5_K_M": 5.7,
+    "Q5_K_S": 5.6,
+    "Q4_K_M": 4.9,
+    "Q4_K_S": 4.7,
+    "Q3_K_M": 4.0,
+    "Q2_K": 3.4,
+}
+# Tokens of a question with its answer, before any has been sampled.
+_TOKENS = 512
+
+
+def check_disk(source: ParentSource, recipe: Recipe, run_folder: Path) -> Iterator[Finding]:
+    """Whether every stage has room for its files."""
+    existing = next(p for p in (run_folder.resolve(), *run_folder.resolve().parents) if p.exists())
+    if not os.access(existing, os.W_OK):
+        message = f"{existing}: no permission to write; choose another folder with --runs."
+        yield Finding("ERROR", "disk", message)
+        return
+    stages = _bytes_by_stage(source, recipe)
+    needed, free = sum(stages.values()), shutil.disk_usage(existing).free
+    listed = ", ".join(f"{stage} {size_text(size)}" for stage, size in stages.items())
+    message = f"{existing}: {size_text(free)} are free; a run needs about {size_text(needed)} ({listed})."
+    yield Finding("ERROR" if free < needed else "INFO", "disk", message)
+
+
+def _bytes_by_stage(source: ParentSource, recipe: Recipe) -> dict[str, int]:
+    values = sum(prod(source.shape(name)) for name in source.names())
+    hidden = source.config.get("hidden_size", 0) * source.config.get("num_hidden_layers", 0)
+    merged = values * (4 if recipe.merge.dtype == "float32" else 2)
+    gguf = values * (4 if recipe.export.type == "F32" else 2)
+    tokens = 2 * recipe.capture.questions_per_class * _TOKENS
+    return {
+        "label": 2 * gguf,
+        "capture": 2 * 2 * tokens * hidden,
+        "merge": merged,
+        "export": gguf,
+        "quantize": int(sum(values * _BITS.get(t, 16) / 8 for t in recipe.quantize.types)),
+        "eval": gguf if recipe.eval.scalar_curve else 0,
+    }
+
+
+def check_memory(config: Any, recipe: Recipe, run_folder: Path) -> Iterator[Finding]:
+    """Which way of working capture and fit would take."""
+    questions = 2 * recipe.capture.questions_per_class
+    try:
+        device = choose_device(recipe.memory)
+        work = estimated_work(recipe, questions, _TOKENS)
+        budget = budget_of(recipe.memory, device, run_folder)
+        codec = None if recipe.memory.codec == "auto" else recipe.memory.codec
+        plan = choose(model_size(Skeleton(config)), work, budget, codec, resident_bytes())
+    except RpamError as error:
+        yield Finding("ERROR", "memory", str(error), key="memory")
+        return
+    place = "host" if device.type == "cpu" else "device"
+    message = f"{questions} questions of {_TOKENS} tokens need {size_text(plan.total(place))} of {place} memory."
+    yield Finding("INFO", "memory", message, f"would keep {describe(plan.way)}", "memory")

@@ -1,0 +1,26 @@
+"""How much there is to compute on, before any question has been answered."""
+
+from __future__ import annotations
+
+from rpam_lite.recipe import Recipe
+from rpam_lite.streaming.plan import WorkSize
+
+
+def estimated_work(recipe: Recipe | None, questions: int, tokens: int) -> WorkSize:
+    """A calibration set of this many questions and tokens, as the recipe would keep it."""
+    response = tokens // 2
+    kept = tokens
+    if recipe is not None:
+        settings = recipe.capture
+        answered = response if settings.response_tokens is None else min(response, settings.response_tokens)
+        kept = (tokens - response if "prompt" in settings.positions else 1) + (
+            answered // settings.response_stride if "response" in settings.positions else 0
+        )
+    return WorkSize(
+        tokens=questions * tokens,
+        longest=tokens,
+        kept=questions * kept,
+        targets=questions * (response + 1),
+        distinct=min(questions * tokens, 8192),
+        top_k=recipe.capture.top_k if recipe else 64,
+    )
