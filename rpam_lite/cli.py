@@ -128,6 +128,17 @@ def verify_command(recipe: RecipeArgument, runs: RunsOption = Path("runs")) -> N
     _with_run(recipe, runs, verify_again)
 
 
+@app.command("methods")
+def methods_command() -> None:
+    """List the merge methods that a recipe can name, with what they need and their source.
+
+    Example: rpam methods
+    """
+    from rpam_lite.pipeline.merging import methods_table
+
+    Console(soft_wrap=True).print(methods_table())
+
+
 def _add_stage_command(name: str) -> None:
     def command(recipe: RecipeArgument, runs: RunsOption = Path("runs")) -> None:
         _with_run(recipe, runs, lambda run: run_one(name, run))

@@ -8,6 +8,7 @@ EXTRA_OF = {
     "transformers": "merge",
     "tokenizers": "merge",
     "bitsandbytes": "lowbit",
+    "peft": "methods",
     "gguf": "gguf",
     "llama_cpp": "gguf",
     "math_verify": "eval",

@@ -138,8 +138,10 @@ class Fit(_Section):
 
 
 class Merge(_Section):
-    """How the merged checkpoint is written."""
+    """How the merged checkpoint is made and written."""
 
+    method: str = Field("rpam", description="rpam: fitted coefficients; others as `rpam methods` lists them")
+    options: dict[str, float] = Field({}, description="of another method than rpam")
     dtype: Literal["float16", "bfloat16", "float32"] = "float16"
     shard_size: Size = Field(5 * 10**9, description="most bytes of weights a file")
     donor: ParentName = Field("long", description="parent whose config, tokenizer and template are kept")

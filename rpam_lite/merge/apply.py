@@ -1,24 +1,43 @@
-"""W = S + lambda * (L - S), tensor by tensor, in fp32, rounded once."""
+"""The merge as a tensor source: each tensor is computed when asked for, in fp32, and rounded once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Mapping
+from threading import Lock
+from typing import Protocol
 
 import torch
 
 from rpam_lite.checkpoint.arithmetic import interpolate
-from rpam_lite.checkpoint.source import ParentSource
+from rpam_lite.checkpoint.source import ParentSource, TensorSource
+from rpam_lite.merge.methods import MergeMethod
+
+
+class ExactSource(TensorSource, Protocol):
+    """A source that also gives its values before they were rounded."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What every tensor is rounded to."""
+        ...
+
+    def exact_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Some rows of one tensor in fp32."""
+        ...
 
 
 class MergedSource:
-    """The merge of two checkpoints as a `TensorSource`: each tensor is computed when asked for.
+    """W = S + lambda * (L - S).
 
     Args:
         long: The Long parent.
         short: The Short parent; same names and shapes (preflight has checked it).
-        coefficient: Lambda by tensor name: one value, or one a row.
+        coefficient: Lambda by tensor name: one value, one a row, or one a weight.
         dtype: What every merged tensor is rounded to, once.
     """
+
+    whole = False  # tensors may be computed some rows at a time
 
     def __init__(
         self,
@@ -52,3 +71,68 @@ class MergedSource:
         if isinstance(weight, torch.Tensor) and weight.ndim:
             weight = weight[start:stop]
         return interpolate(self.short.rows(name, start, stop), self.long.rows(name, start, stop), weight)
+
+
+class MethodSource:
+    """The merge by one of the methods beside ours.
+
+    Args:
+        method: The method.
+        options: All of its options.
+        long: The Long parent.
+        short: The Short parent.
+        base: Their common base, if the method needs it.
+        seed: The recipe's.
+        dtype: What every merged tensor is rounded to, once.
+    """
+
+    def __init__(
+        self,
+        method: MergeMethod,
+        options: Mapping[str, float],
+        long: ParentSource,
+        short: ParentSource,
+        base: ParentSource | None,
+        seed: int,
+        dtype: torch.dtype,
+    ) -> None:
+        self.method, self.options = method, options
+        self.long, self.short, self.base, self.seed, self.dtype = long, short, base, seed, dtype
+        self.whole = method.whole
+        # The random numbers of torch belong to the process; and verification asks for one tensor several times.
+        self._lock = Lock()
+        self._last: tuple[str, torch.Tensor] | None = None
+
+    def names(self) -> list[str]:
+        """Tensor names, sorted."""
+        return list(self.long.names())
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of one tensor."""
+        return self.long.shape(name)
+
+    def get(self, name: str) -> torch.Tensor:
+        """One merged tensor in `dtype`."""
+        return self._exact(name).to(self.dtype)
+
+    def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Some rows of one merged tensor in `dtype`."""
+        return self.exact_rows(name, start, stop).to(self.dtype)
+
+    def exact_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Some rows of one merged tensor in fp32, before they are rounded."""
+        if self.whole:
+            return self._exact(name)[start:stop]
+        base = self.base.rows(name, start, stop).float() if self.base else None
+        long, short = (source.rows(name, start, stop).float() for source in (self.long, self.short))
+        return self.method.merge(long, short, base, self.options, self.seed)
+
+    def _exact(self, name: str) -> torch.Tensor:
+        with self._lock:
+            if self._last is None or self._last[0] != name:
+                self._last = None
+                base = self.base.get(name).float() if self.base else None
+                long, short = (source.get(name).float() for source in (self.long, self.short))
+                seed = int.from_bytes(hashlib.sha256(f"{self.seed} {name}".encode()).digest()[:7], "big")
+                self._last = name, self.method.merge(long, short, base, self.options, seed)
+            return self._last[1]

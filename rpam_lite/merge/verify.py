@@ -17,7 +17,7 @@ import torch
 from rpam_lite.checkpoint.aligned import EMBEDDING, HEAD
 from rpam_lite.checkpoint.source import CheckpointSource
 from rpam_lite.errors import RpamError
-from rpam_lite.merge.apply import MergedSource
+from rpam_lite.merge.apply import ExactSource
 
 CHUNK_VALUES = 1 << 20
 # Models up to this many parameters are held in memory twice and asked.
@@ -41,7 +41,7 @@ class TensorCheck:
 
 
 def verify(
-    folder: Path, source: MergedSource, seed: int, chunks: int = 4, step: Callable[[str], None] = lambda note: None
+    folder: Path, source: ExactSource, seed: int, chunks: int = 4, step: Callable[[str], None] = lambda note: None
 ) -> list[TensorCheck]:
     """Compare a merged folder with the merge it should hold.
 
@@ -66,7 +66,7 @@ def verify(
     return found
 
 
-def _compare_headers(merged: CheckpointSource, source: MergedSource) -> None:
+def _compare_headers(merged: CheckpointSource, source: ExactSource) -> None:
     if lone := sorted(set(merged.names()) ^ set(source.names())):
         raise RpamError(f"{merged.folder}: {lone[0]} is missing, or is one too many; merge again.")
     for name in source.names():
@@ -92,7 +92,7 @@ def _pieces(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
 
 
 def _compare(
-    merged: CheckpointSource, source: MergedSource, name: str, chance: random.Random, chunks: int
+    merged: CheckpointSource, source: ExactSource, name: str, chance: random.Random, chunks: int
 ) -> TensorCheck:
     pieces = list(_pieces(source.shape(name)))
     inner = pieces[1:-1]
@@ -106,13 +106,13 @@ def _compare(
             raise RpamError(f"{where}: holds inf or NaN; set `merge: {{dtype: bfloat16}}` and merge again.")
         if not torch.equal(there, expected):
             off = float((there.float() - expected.float()).abs().max())
-            raise RpamError(f"{where}: is off by up to {off:.3g} from S + lambda * (L - S); merge again.")
+            raise RpamError(f"{where}: is off by up to {off:.3g} from what the parents give; merge again.")
         compared += exact.numel()
         flushed += int(((there == 0) & (exact != 0)).sum())
     return TensorCheck(name, compared, flushed / max(1, compared))
 
 
-def _compare_logits(merged: CheckpointSource, source: MergedSource, seed: int) -> None:
+def _compare_logits(merged: CheckpointSource, source: ExactSource, seed: int) -> None:
     """The folder as transformers loads it, against the merge in memory: the same logits to the bit."""
     from transformers import AutoModelForCausalLM
 

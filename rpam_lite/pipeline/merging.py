@@ -6,13 +6,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.table import Table
+
 from rpam_lite import __version__
 from rpam_lite.checkpoint.files import write_json
+from rpam_lite.errors import RpamError
 from rpam_lite.pipeline.artefacts import merged_folder
 from rpam_lite.pipeline.stage import Run, identity
 
 if TYPE_CHECKING:
-    from rpam_lite.merge.apply import MergedSource
+    from rpam_lite.merge.apply import MergedSource, MethodSource
 
 
 def run_merge(run: Run) -> None:
@@ -48,7 +51,7 @@ def verify_merge(run: Run) -> None:
     write_json(run.of("merge") / "verify.json", {"version": 1, "tensors": [vars(check) for check in found]})
     compared = sum(check.compared for check in found)
     worst = max(found, key=lambda check: check.flushed)
-    run.say(f"verified: {len(found)} tensors, {compared} values compared with S + lambda * (L - S), none off")
+    run.say(f"verified: {len(found)} tensors, {compared} values computed anew and compared, none off")
     if worst.flushed > 0:
         run.say(
             f"flushed to 0 in {run.recipe.merge.dtype}: at most {100 * worst.flushed:.3g} % of a tensor ({worst.name})"
@@ -57,30 +60,63 @@ def verify_merge(run: Run) -> None:
 
 def _made_from(run: Run) -> dict[str, Any]:
     """What the merged config records of its origin."""
-    recipe, coefficients = run.recipe, run.of("fit") / "coefficients.json"
+    recipe = run.recipe
+    ours = recipe.merge.method == "rpam"
+    made_by = (
+        {"preset": recipe.fit.preset, "coefficients": identity(run.of("fit") / "coefficients.json")}
+        if ours
+        else {"options": recipe.merge.options, "seed": recipe.seed}
+    )
     return {
         "version": __version__,
-        "method": recipe.fit.preset or "rpam",
-        "formula": "W = S + lambda * (L - S)",
+        "method": recipe.merge.method,
+        **made_by,
         **{
             name: {"name": parent.name, "sha256": identity(parent)}
             for name, parent in (("long", recipe.parents.long), ("short", recipe.parents.short))
         },
-        "coefficients": identity(coefficients),
         "donor": recipe.merge.donor,
         "dtype": recipe.merge.dtype,
     }
 
 
-def merged_source(run: Run) -> tuple[MergedSource, dict[str, Any], Path]:
+def merged_source(run: Run) -> tuple[MergedSource | MethodSource, dict[str, Any], Path]:
     """The merge as a tensor source, a copy of the donor's config, and the donor's folder."""
     import torch
 
+    from rpam_lite.checkpoint.pair import aligned, open_parent
     from rpam_lite.fit import coefficients
-    from rpam_lite.merge.apply import MergedSource
+    from rpam_lite.merge.apply import MergedSource, MethodSource
+    from rpam_lite.merge.methods import OURS, method_of
 
     recipe = run.recipe
+    dtype = getattr(torch, recipe.merge.dtype)
     long, short, donor = run.pair()
-    fitted = coefficients.load(run.of("fit") / "coefficients.json")
-    source = MergedSource(long, short, fitted.of, getattr(torch, recipe.merge.dtype))
-    return source, dict(donor.config), donor.folder
+    if recipe.merge.method == OURS:
+        fitted = coefficients.load(run.of("fit") / "coefficients.json")
+        return MergedSource(long, short, fitted.of, dtype), dict(donor.config), donor.folder
+    method, options = method_of(recipe.merge.method, recipe.merge.options)
+    if method.needs == "base" and recipe.parents.base is None:
+        raise RpamError(f"`merge.method` {method.name!r} works on task vectors: name the base under `parents.base`.")
+    base = aligned(open_parent(recipe.parents.base), donor) if method.needs == "base" and recipe.parents.base else None
+    return (
+        MethodSource(method, options, long, short, base, recipe.seed, dtype),
+        dict(donor.config),
+        donor.folder,
+    )
+
+
+def methods_table() -> Table:
+    """Every merge method with its needs, options and source."""
+    from rpam_lite.merge.methods import OURS, methods
+
+    table = Table(show_edge=False)
+    table.add_column("merge.method", no_wrap=True)
+    for column in ("needs", "sees", "merge.options", "source"):
+        table.add_column(column)
+    table.add_row(OURS, "labels, capture, fit", "rows", "see `fit`", "arXiv 2601.03506")
+    for method in methods().values():
+        options = ", ".join(f"{name}: {value:g}" for name, value in method.options.items())
+        seen = "whole tensors" if method.whole else "rows"
+        table.add_row(method.name, method.needs or "nothing", seen, options, method.source)
+    return table

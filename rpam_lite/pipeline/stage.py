@@ -78,6 +78,7 @@ class Stage:
         keeps_files: Whether its folder outlives a change of fingerprint; its files then carry keys
             of their own.
         version: Raised when the form or the meaning of its files changes.
+        applies: Whether a recipe needs it at all.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Stage:
     action: Callable[[Run], None]
     keeps_files: bool = False
     version: int = 1
+    applies: Callable[[Recipe], bool] = lambda recipe: True
 
 
 def fingerprint(stage: Stage, recipe: Recipe) -> str:
@@ -125,15 +127,21 @@ def is_done(stage: Stage, stages: dict[str, Stage], run: Run) -> bool:
     A stage is built on what the stages before it *made*: if one of them ran again and made the same
     bytes, this one is still done.
     """
-    if not all(is_done(stages[name], stages, run) for name in stage.needs):
+    needs = needed_by(stage, stages, run.recipe)
+    if not all(is_done(stages[name], stages, run) for name in needs):
         return False
     manifest = read_manifest(stage.name, run)
     if manifest is None or manifest["fingerprint"] != fingerprint(stage, run.recipe):
         return False
-    if manifest["built_on"] != _made_by(stage.needs, run):
+    if manifest["built_on"] != _made_by(needs, run):
         return False
     sizes = manifest["files"].items()
     return all((f := run.of(stage.name) / name).is_file() and f.stat().st_size == size for name, size in sizes)
+
+
+def needed_by(stage: Stage, stages: dict[str, Stage], recipe: Recipe) -> tuple[str, ...]:
+    """The stages whose files it reads, of those that this recipe needs."""
+    return tuple(name for name in stage.needs if stages[name].applies(recipe))
 
 
 def read_manifest(stage: str, run: Run) -> dict[str, Any] | None:
@@ -145,14 +153,15 @@ def read_manifest(stage: str, run: Run) -> dict[str, Any] | None:
     return manifest if manifest.get("version") == MANIFEST_VERSION else None
 
 
-def execute(stage: Stage, run: Run) -> float:
+def execute(stage: Stage, stages: dict[str, Stage], run: Run) -> float:
     """Run a stage from its beginning, or from where an interrupted run of the same stage stopped.
 
     Returns:
         Seconds it took.
     """
     folder = run.of(stage.name)
-    current = {"fingerprint": fingerprint(stage, run.recipe), "built_on": _made_by(stage.needs, run)}
+    built_on = _made_by(needed_by(stage, stages, run.recipe), run)
+    current = {"fingerprint": fingerprint(stage, run.recipe), "built_on": built_on}
     started = folder / STARTED
     (folder / MANIFEST).unlink(missing_ok=True)
     interrupted = started.exists() and read_json(started, "the stage's start mark") == current

@@ -11,7 +11,7 @@ from rpam_lite.errors import RpamError
 from rpam_lite.patterns.label import PATTERN_VERSION
 from rpam_lite.pipeline import checking, fitting, merging, stages
 from rpam_lite.pipeline.measure import run_eval
-from rpam_lite.pipeline.stage import Run, Stage, execute, is_done
+from rpam_lite.pipeline.stage import Run, Stage, execute, is_done, needed_by
 from rpam_lite.recipe import Recipe
 
 
@@ -20,6 +20,16 @@ def _parents(recipe: Recipe) -> list[Path]:
     parents = recipe.parents
     adapted = parents.base is not None and any(is_adapter(p) for p in (parents.long, parents.short))
     return [parents.long, parents.short, *([parents.base] if adapted and parents.base else [])]
+
+
+def _everything_merged(recipe: Recipe) -> list[Path]:
+    base = recipe.parents.base
+    return [recipe.parents.long, recipe.parents.short, *([base] if base is not None else [])]
+
+
+def _fits(recipe: Recipe) -> bool:
+    """Whether the method's coefficients must be fitted."""
+    return recipe.merge.method == "rpam"
 
 
 def _everything(recipe: Recipe) -> list[Path]:
@@ -60,6 +70,7 @@ _ORDER = (
         lambda r: [r.seed, r.threads, r.merge.donor, r.memory.model_dump(), r.capture.model_dump()],
         _parents,
         fitting.run_capture,
+        applies=_fits,
     ),
     Stage(
         "fit",
@@ -68,13 +79,14 @@ _ORDER = (
         lambda r: [r.seed, r.threads, r.merge.donor, r.memory.model_dump(), r.fit.model_dump()],
         _parents,
         fitting.run_fit,
+        applies=_fits,
     ),
     Stage(
         "merge",
         "Write the merged checkpoint.",
         ("fit",),
-        lambda r: [r.name, r.merge.model_dump()],
-        _parents,
+        lambda r: [r.name, r.seed, r.merge.model_dump()],
+        _everything_merged,
         merging.run_merge,
     ),
     Stage(
@@ -125,6 +137,8 @@ def run_all(run: Run) -> None:
     """Run every stage that is not done yet, in order, and print the closing table."""
     reused = []
     for stage in _ORDER:
+        if not stage.applies(run.recipe):
+            continue
         if is_done(stage, STAGES, run):
             reused.append(stage.name)
             continue
@@ -143,7 +157,9 @@ def run_one(name: str, run: Run) -> None:
     """
     if name != "check" and not is_done(STAGES["check"], STAGES, run):
         _run(STAGES["check"], run)
-    for needed in STAGES[name].needs:
+    if not STAGES[name].applies(run.recipe):
+        raise RpamError(f"`merge.method` is {run.recipe.merge.method!r}, which fits nothing; {name!r} is not needed.")
+    for needed in needed_by(STAGES[name], STAGES, run.recipe):
         if not is_done(STAGES[needed], STAGES, run):
             raise RpamError(
                 f"{run.of(needed)}: stage {needed!r} is not done for this recipe as it is now, and {name!r} needs "
@@ -172,5 +188,5 @@ def _say_reused(names: list[str], run: Run) -> None:
 
 def _run(stage: Stage, run: Run) -> None:
     run.say(f"[{stage.name}] {stage.help}")
-    seconds = execute(stage, run)
+    seconds = execute(stage, STAGES, run)
     run.say(f"[{stage.name}] done in {seconds:.1f} s: {run.of(stage.name)}")

@@ -15,6 +15,7 @@ from quant.gguf import quantization_types
 from rpam_lite.checkpoint.aligned import EMBEDDING
 from rpam_lite.checkpoint.pair import open_parent
 from rpam_lite.checkpoint.source import ParentSource
+from rpam_lite.merge.methods import OURS, method_of
 from rpam_lite.preflight.configs import compare_configs, quantized_leftover
 from rpam_lite.preflight.findings import Finding, attempt, some
 from rpam_lite.preflight.machine import check_disk, check_memory
@@ -46,6 +47,7 @@ def check(recipe: Recipe, run_folder: Path) -> list[Finding]:
     findings += _check_pair(recipe, sources, configs)
     findings += check_questions(recipe)
     findings += _check_quantization(recipe.quantize.types)
+    findings += _check_method(recipe)
     findings += check_range(list(sources.values()), recipe.merge.dtype)
     donor = recipe.merge.donor
     if donor in sources:
@@ -88,3 +90,19 @@ def _check_quantization(types: tuple[str, ...]) -> list[Finding]:
     message = "`quantize.types`: llama.cpp has no type {!r}; it has {}."
     unknown = [t for t in types if t not in known]
     return [Finding("ERROR", "quantize", message.format(t, some(sorted(known))), key="quantize.types") for t in unknown]
+
+
+def _check_method(recipe: Recipe) -> list[Finding]:
+    """Whether the merge method is known and has what it needs."""
+    findings: list[Finding] = []
+    merge = recipe.merge
+    if merge.method == OURS:
+        if merge.options:
+            message = "`merge.options` are for other methods; rpam's settings stand under `fit`."
+            findings.append(Finding("ERROR", "method", message, key="merge.options"))
+        return findings
+    found = attempt(findings, "method", partial(method_of, merge.method, merge.options))
+    if found is not None and found[0].needs == "base" and recipe.parents.base is None:
+        message = f"`merge.method` {merge.method!r} works on task vectors and there is no `parents.base`."
+        findings.append(Finding("ERROR", "method", message, "needs the common base", "parents.base"))
+    return findings

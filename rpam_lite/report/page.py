@@ -15,18 +15,22 @@ from rpam_lite.report.plots import plot_frontier
 def write_report(recipe: Recipe, run_folder: Path, folder: Path) -> None:
     """Write report.md with its pictures into `folder`."""
     evaluation = read_json(run_folder / "eval" / "evaluation.json", "the evaluation")
-    coefficients = read_json(run_folder / "fit" / "coefficients.json", "the coefficients file")
-    log = read_json(run_folder / "fit" / "fit.json", "the fit's log")
     rows = evaluation["rows"]
     plot_frontier(rows, folder / "frontier.png")
-    (folder / "coefficients.png").write_bytes((run_folder / "fit" / "coefficients.png").read_bytes())
-    write_text(folder / "report.md", page(recipe, evaluation, coefficients, log))
+    fitted = ""
+    if recipe.merge.method == "rpam":
+        coefficients = read_json(run_folder / "fit" / "coefficients.json", "the coefficients file")
+        log = read_json(run_folder / "fit" / "fit.json", "the fit's log")
+        (folder / "coefficients.png").write_bytes((run_folder / "fit" / "coefficients.png").read_bytes())
+        fitted = fit_sections(recipe, coefficients, log)
+    write_text(folder / "report.md", page(recipe, evaluation) + fitted)
 
 
 def closing(run_folder: Path) -> str:
     """What `make merge` ends with: the closing table, long answers by level, and the verdicts."""
     rows = read_json(run_folder / "eval" / "evaluation.json", "the evaluation")["rows"]
-    warning = read_json(run_folder / "fit" / "fit.json", "the fit's log")["warning"]
+    log = run_folder / "fit" / "fit.json"
+    warning = read_json(log, "the fit's log")["warning"] if log.exists() else None
     told = [row for row in rows if row["kind"] != "scalar" or row["weight"] == 0.5]
     long_answers = level_table(told, "long", _percent)
     return f"\n{closing_table(rows)}\n\nLong answers:\n\n{long_answers}\n\n" + "\n".join(
@@ -87,19 +91,13 @@ def level_table(rows: list[dict[str, Any]], field: str, show: Callable[[float], 
     return "\n".join(lines)
 
 
-def page(recipe: Recipe, evaluation: dict[str, Any], coefficients: dict[str, Any], log: dict[str, Any]) -> str:
-    """The whole of report.md."""
-    curve = log["steps"]
-    warning = f"\n**Warning:** {log['warning']}.\n" if log["warning"] else ""
+def page(recipe: Recipe, evaluation: dict[str, Any]) -> str:
+    """What was measured, as Markdown."""
     rows = evaluation["rows"]
     count = evaluation["questions"]
-    values = "\n".join(f"| {group} | {_mean(value):.3f} |" for group, value in coefficients["values"].items())
-    terms = list(curve[0])
-    losses = "\n".join(
-        f"| {i} | " + " | ".join(f"{step[term]:.4f}" for term in terms) + " |" for i, step in enumerate(curve, 1)
-    )
-    settings = json.dumps(recipe.fit.model_dump(mode="json"), indent=2)
     return f"""# {recipe.name}: what the merge does
+
+Method: {recipe.merge.method}{_options(recipe)}.
 
 Greedy answers to {count} held-out questions in llama.cpp. A long answer has at least
 {recipe.eval.long_think_tokens} tokens inside its think block; a truncated one was cut off after
@@ -134,7 +132,20 @@ Long answers:
 ## By think block
 
 {block_table(rows)}
+"""
 
+
+def fit_sections(recipe: Recipe, coefficients: dict[str, Any], log: dict[str, Any]) -> str:
+    """Coefficients and the course of the fit, as Markdown."""
+    curve = log["steps"]
+    warning = f"\n**Warning:** {log['warning']}.\n" if log["warning"] else ""
+    values = "\n".join(f"| {group} | {_mean(value):.3f} |" for group, value in coefficients["values"].items())
+    terms = list(curve[0])
+    losses = "\n".join(
+        f"| {i} | " + " | ".join(f"{step[term]:.4f}" for term in terms) + " |" for i, step in enumerate(curve, 1)
+    )
+    settings = json.dumps(recipe.fit.model_dump(mode="json"), indent=2)
+    return f"""
 ## Coefficients
 
 Lambda weights the Long parent: W = S + lambda * (L - S). With one lambda a row or a weight, the mean is shown.
@@ -155,6 +166,13 @@ Lambda weights the Long parent: W = S + lambda * (L - S). With one lambda a row 
 {settings}
 ```
 """
+
+
+def _options(recipe: Recipe) -> str:
+    """The options of a method beside ours."""
+    if not recipe.merge.options:
+        return ""
+    return " with " + ", ".join(f"{name} {value:g}" for name, value in recipe.merge.options.items())
 
 
 def _mean(value: float | list[float]) -> float:

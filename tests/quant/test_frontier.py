@@ -10,7 +10,8 @@ from quant.frontier import curve_accuracy, gain_over_curve
 
 
 def records(correct: list[bool], tokens: list[int]) -> list[Record]:
-    return [Record(str(i), 1, c, "", t, 0, "stop", "") for i, (c, t) in enumerate(zip(correct, tokens, strict=True))]
+    pairs = enumerate(zip(correct, tokens, strict=True))
+    return [Record(str(i), 1, c, "", t, 0, "none", "stop", "") for i, (c, t) in pairs]
 
 
 @pytest.mark.parametrize(

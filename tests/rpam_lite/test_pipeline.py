@@ -85,7 +85,7 @@ def test_a_finished_stage_is_reused_until_its_files_change(tmp_path: Path) -> No
 
     stages = counting_stage(write)
     assert not is_done(stages["one"], stages, run)
-    execute(stages["one"], run)
+    execute(stages["one"], stages, run)
     assert is_done(stages["one"], stages, run)
     (run.of("one") / "out.txt").write_text("cut", encoding="utf-8")
     assert not is_done(stages["one"], stages, run)
@@ -103,12 +103,12 @@ def test_an_interrupted_stage_keeps_its_files_only_for_the_same_fingerprint(tmp_
 
     stages = counting_stage(work)
     with pytest.raises(KeyboardInterrupt):
-        execute(stages["one"], run)
+        execute(stages["one"], stages, run)
     assert not is_done(stages["one"], stages, run)
-    execute(stages["one"], run)
+    execute(stages["one"], stages, run)
     other = counting_stage(work, version=2)
     assert not is_done(other["one"], other, run)
-    execute(other["one"], run)
+    execute(other["one"], other, run)
     assert seen == [["started.json"], ["part.partial", "started.json"], ["started.json"]]
 
 
@@ -124,13 +124,13 @@ def test_what_was_built_on_other_files_is_not_done(tmp_path: Path) -> None:
 
     stages = counting_stage(first)
     stages["two"] = Stage("two", "Test.", ("one",), lambda r: r.name, lambda r: [], second)
-    execute(stages["one"], run)
-    execute(stages["two"], run)
+    execute(stages["one"], stages, run)
+    execute(stages["two"], stages, run)
     assert is_done(stages["two"], stages, run)
     (run.of("one") / "manifest.json").unlink()
     assert not is_done(stages["two"], stages, run)
-    execute(stages["one"], run)
+    execute(stages["one"], stages, run)
     assert is_done(stages["two"], stages, run)
-    execute(stages["one"], run)
+    execute(stages["one"], stages, run)
     assert is_done(stages["one"], stages, run)
     assert not is_done(stages["two"], stages, run)

@@ -192,6 +192,24 @@ def test_the_gravest_comes_first_and_the_command_says_it_as_json(
     assert not (pair / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("merge", "says"),
+    [
+        ({"method": "dare-ties"}, "unknown; known are"),
+        ({"method": "ties"}, "there is no `parents.base`"),
+        ({"method": "scalar", "options": {"lambda": 0.3}}, "scalar has no such option; it has weight"),
+        ({"options": {"weight": 0.3}}, "are for other methods"),
+    ],
+)
+def test_a_method_that_cannot_be_is_said_before_any_work(pair: Path, merge: dict[str, Any], says: str) -> None:
+    check_pair(pair)
+    raw = yaml.safe_load((pair / "mine.yaml").read_text()) | {"merge": merge}
+    (pair / "mine.yaml").write_text(yaml.safe_dump(raw))
+    found = [f for f in check(load_recipe(pair / "mine.yaml"), pair / "runs") if f.level == "ERROR"]
+    assert [f.code for f in found] == ["method"]
+    assert says in found[0].message
+
+
 def test_too_little_memory_and_disk_are_errors(pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check_pair(pair)
     raw = yaml.safe_load((pair / "mine.yaml").read_text()) | {"memory": {"host": "1MB"}}

@@ -209,6 +209,20 @@ def test_the_release_preset_goes_all_the_way(trip: Path, tmp_path: Path) -> None
     assert "not read under this preset: `fit.alignment_weight`" in output
 
 
+def test_another_method_needs_no_fit_and_records_itself(trip: Path, tmp_path: Path) -> None:
+    shutil.copytree(trip, tmp_path / "copy")
+    write_recipe(tmp_path / "copy", merge={"method": "ties", "options": {"density": 0.3}})
+    output = rpam(tmp_path / "copy", "merge", "tiny.yaml")
+    assert "verified: " in output
+    run = tmp_path / "copy" / "runs/tiny"
+    origin = json.loads((run / "merge/tiny/config.json").read_text())["rpam_lite"]
+    assert (origin["method"], origin["options"]) == ("ties", {"density": 0.3})
+    assert origin["long"]["sha256"] != origin["short"]["sha256"]
+    before = (run / "merge/tiny/model.safetensors").read_bytes()
+    assert "verified: " in rpam(tmp_path / "copy", "verify", "tiny.yaml")
+    assert (run / "merge/tiny/model.safetensors").read_bytes() == before != b""
+
+
 def test_a_damaged_file_is_made_again(trip: Path, tmp_path: Path) -> None:
     shutil.copytree(trip, tmp_path / "copy")
     run = tmp_path / "copy" / "runs/tiny"

@@ -52,10 +52,12 @@ def replace_token(folder: Path, old: str, new: str) -> None:
     file.write_text(file.read_text(encoding="utf-8").replace(json.dumps(old), json.dumps(new)), encoding="utf-8")
 
 
-def merge(pair: Path, folder: Path, donor: str, weight: float = 0.25) -> dict[str, torch.Tensor]:
+def merge(
+    pair: Path, folder: Path, donor: str, weight: float = 0.25, chunk_values: int = 500
+) -> dict[str, torch.Tensor]:
     long, short, giver = open_pair(pair / "long", pair / "short", None, donor)
     source = MergedSource(long, short, lambda name: weight, torch.bfloat16)
-    write_checkpoint(source, giver.config, giver.folder, folder, torch.bfloat16, {}, chunk_values=500)
+    write_checkpoint(source, giver.config, giver.folder, folder, torch.bfloat16, {}, chunk_values=chunk_values)
     merged: dict[str, torch.Tensor] = load_file(folder / "model.safetensors")
     return merged
 
@@ -133,7 +135,7 @@ def test_r1_distill_and_qwen_with_the_real_vocabulary(shared_data: Path, tmp_pat
     assert len(tokens) == 151936
     write_real(tmp_path / "long", tokens, R1_TOKENS, 1)
     write_real(tmp_path / "short", tokens, {}, 2)
-    merged = merge(tmp_path, tmp_path / "merged", "long")
+    merged = merge(tmp_path, tmp_path / "merged", "long", chunk_values=1 << 20)
     long, short = (load_file(tmp_path / p / "model.safetensors") for p in ("long", "short"))
     lone = torch.zeros(len(tokens), dtype=torch.bool)
     lone[list(R1_TOKENS)] = True
