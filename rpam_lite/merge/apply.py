@@ -9,7 +9,7 @@ from typing import Protocol
 
 import torch
 
-from rpam_lite.checkpoint.arithmetic import interpolate
+from rpam_lite.checkpoint.arithmetic import interpolate, interpolate_rounded
 from rpam_lite.checkpoint.source import ParentSource, TensorSource
 from rpam_lite.merge.methods import MergeMethod
 
@@ -63,14 +63,17 @@ class MergedSource:
 
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Some rows of one merged tensor in `dtype`."""
-        return self.exact_rows(name, start, stop).to(self.dtype)
+        return interpolate_rounded(*self._parts(name, start, stop), self.dtype)
 
     def exact_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Some rows of one merged tensor in fp32, before they are rounded."""
+        return interpolate(*self._parts(name, start, stop))
+
+    def _parts(self, name: str, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor, float | torch.Tensor]:
         weight = self.coefficient(name)
         if isinstance(weight, torch.Tensor) and weight.ndim:
             weight = weight[start:stop]
-        return interpolate(self.short.rows(name, start, stop), self.long.rows(name, start, stop), weight)
+        return self.short.rows(name, start, stop), self.long.rows(name, start, stop), weight
 
 
 class MethodSource:

@@ -1,0 +1,144 @@
+"""Time and memory of writing a merge: ours, mergekit's linear merge, and copying the same bytes.
+
+    python -m bench.merge [--shape qwen2.5-1.5b] [--repeats 3] [--mergekit VENV/bin/mergekit-yaml]
+
+Two random bf16 checkpoints of that shape, two shards each, are made in a temporary folder. The ways
+take turns, each in a process of its own, each with a sync at its end; the median of all turns is
+told. The floor reads one checkpoint and copies the other. mergekit, in a virtual environment of its
+own, is left out without --mergekit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from rpam_lite.checkpoint.layout import weight_index
+from rpam_lite.checkpoint.source import INDEX
+from rpam_lite.checkpoint.stream import write_weights
+from rpam_lite.streaming.shapes import config_of_shape
+from rpam_lite.streaming.skeleton import Skeleton
+
+KINDS = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+
+
+class RandomSource:
+    """Random weights of a shape, computed when asked for."""
+
+    def __init__(self, shapes: dict[str, tuple[int, ...]], seed: int) -> None:
+        self._shapes, self._seed = shapes, seed
+
+    def names(self) -> list[str]:
+        return sorted(self._shapes)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._shapes[name]
+
+    def get(self, name: str) -> torch.Tensor:
+        return self.rows(name, 0, self._shapes[name][0])
+
+    def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(hash((self._seed, name, start)) % (1 << 62))
+        return (0.02 * torch.randn(stop - start, *self._shapes[name][1:], generator=generator)).bfloat16()
+
+
+def make_checkpoint(folder: Path, shape: str, seed: int) -> None:
+    """Two shards of random bf16 weights, and a config."""
+    config = config_of_shape(shape)
+    source = RandomSource(Skeleton(config).tensors(), seed)
+    shapes = {name: source.shape(name) for name in source.names()}
+    size = 2 * sum(torch.Size(s).numel() for s in shapes.values())
+    shards = write_weights(source, folder, torch.bfloat16, int(0.55 * size), str(seed))
+    (folder / INDEX).write_text(json.dumps(weight_index(shards, shapes, torch.bfloat16)))
+    told = {**config.to_dict(), "architectures": [KINDS[config.model_type]], "torch_dtype": "bfloat16"}
+    (folder / "config.json").write_text(json.dumps(told))
+
+
+# What the child does: the merge at lambda 0.5 in bf16, with nothing imported that it does not need.
+OURS = """
+import sys, torch
+from pathlib import Path
+from rpam_lite.checkpoint.source import CheckpointSource
+from rpam_lite.checkpoint.write import write_checkpoint
+from rpam_lite.merge.apply import MergedSource
+folder = Path(sys.argv[1])
+if folder.exists():
+    long, short = CheckpointSource(folder / "long"), CheckpointSource(folder / "short")
+    source = MergedSource(long, short, lambda name: 0.5, torch.bfloat16)
+    write_checkpoint(source, long.config, folder / "long", folder / "out", torch.bfloat16, {})
+"""
+
+
+def timed(command: list[str]) -> tuple[float, int]:
+    """Seconds of a command with a sync after it, and the largest resident set of its process in bytes."""
+    begin, peak = time.monotonic(), 0
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None:
+            # The kernel's own high-water mark: what rusage tells would include this process's at the fork.
+            peak = max(peak, _high_water(process.pid))
+            time.sleep(0.01)
+    if process.returncode:
+        sys.exit(f"{' '.join(command)} failed with exit code {process.returncode}")
+    os.sync()
+    return time.monotonic() - begin, peak
+
+
+def _high_water(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)
+
+
+def commands(folder: Path, mergekit: str | None) -> dict[str, list[str]]:
+    """Every way, writing into `folder`/out."""
+    ways = {
+        "ours": [sys.executable, "-c", OURS, str(folder)],
+        "floor": ["sh", "-c", f"cat {folder}/short/*.safetensors > /dev/null; cp -r {folder}/long {folder}/out"],
+    }
+    if mergekit:
+        config = folder / "linear.yaml"
+        models = "".join(f"  - model: {folder}/{p}\n    parameters: {{weight: 0.5}}\n" for p in ("long", "short"))
+        config.write_text(f"merge_method: linear\nmodels:\n{models}dtype: bfloat16\n")
+        ways["mergekit"] = [mergekit, str(config), str(folder / "out"), "--no-copy-tokenizer"]
+    return ways
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Writing a merge: ours, mergekit, and copying.")
+    parser.add_argument("--shape", default="qwen2.5-1.5b")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--mergekit", help="path of mergekit-yaml in an environment of its own")
+    args = parser.parse_args()
+    found: dict[str, list[tuple[float, int]]] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        for seed, parent in enumerate(("long", "short")):
+            make_checkpoint(folder / parent, args.shape, seed)
+        for _ in range(args.repeats):
+            for name, command in commands(folder, args.mergekit).items():
+                found.setdefault(name, []).append(timed(command))
+                shutil.rmtree(folder / "out")
+    bare = timed([sys.executable, "-c", OURS, "/nowhere"])[1]
+    print(f"{args.shape}, median of {args.repeats}; our interpreter with its packages alone: {bare / 2**20:.0f} MiB")
+    print("| way | seconds | of the floor | peak resident set |")
+    print("|---|---:|---:|---:|")
+    floor = statistics.median(seconds for seconds, _ in found["floor"])
+    for name, turns in found.items():
+        seconds, peak = (statistics.median(column) for column in zip(*turns, strict=True))
+        print(f"| {name} | {seconds:.1f} | {seconds / floor:.2f} | {peak / 2**20:.0f} MiB |")
+
+
+if __name__ == "__main__":
+    main()
