@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -128,6 +129,21 @@ def verify_command(recipe: RecipeArgument, runs: RunsOption = Path("runs")) -> N
     _with_run(recipe, runs, verify_again)
 
 
+@app.command("export")
+def export_command(
+    recipe: RecipeArgument,
+    runs: RunsOption = Path("runs"),
+    mergekit: Annotated[Path | None, typer.Option(help="write the same merge as a mergekit recipe instead")] = None,
+) -> None:
+    """Write the merged checkpoint as GGUF; or the merge as a recipe for mergekit.
+
+    Example: rpam export recipes/tiny.yaml --mergekit mergekit.yaml
+    """
+    from rpam_lite.pipeline.merging import write_mergekit
+
+    _with_run(recipe, runs, partial(write_mergekit, file=mergekit) if mergekit else partial(run_one, "export"))
+
+
 @app.command("methods")
 def methods_command() -> None:
     """List the merge methods that a recipe can name, with what they need and their source.
@@ -148,7 +164,7 @@ def _add_stage_command(name: str) -> None:
 
 
 for _name in STAGES:
-    if _name != "check":
+    if _name not in ("check", "export"):
         _add_stage_command(_name)
 
 
