@@ -27,6 +27,7 @@ test: setup
 bench: setup
 	@$(BIN)/python -m bench.fit
 	@$(BIN)/python -m bench.tiny
+	@$(BIN)/python -m bench.merge
 
 check: setup
 	@$(BIN)/ruff check .

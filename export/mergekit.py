@@ -45,15 +45,7 @@ def mergekit_config(
         # mergekit reads the embedding's weight from the first slice and norm's and head's from the last.
         edge = list(outside) if i in (0, len(layers) - 1) else []
         lambdas = {name: _one(lambda_of(name), name) for name in [*names, *edge]}
-        sources = [
-            {
-                "model": str(parents[parent]),
-                "layer_range": [i, i + 1],
-                "parameters": {"weight": _filters(lambdas, parent)},
-            }
-            for parent in order
-        ]
-        slices.append({"sources": sources})
+        slices.append({"sources": [_source(parents[parent], parent, i, lambdas) for parent in order]})
     return {
         "merge_method": "linear",
         "slices": slices,
