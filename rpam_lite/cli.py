@@ -134,14 +134,23 @@ def export_command(
     recipe: RecipeArgument,
     runs: RunsOption = Path("runs"),
     mergekit: Annotated[Path | None, typer.Option(help="write the same merge as a mergekit recipe instead")] = None,
+    lora: Annotated[Path | None, typer.Option(help="write it as a LoRA adapter folder over one parent instead")] = None,
+    over: Annotated[str, typer.Option(help="with --lora: the parent, long or short")] = "short",
+    rank: Annotated[int, typer.Option(min=1, help="with --lora: rank of every pair")] = 64,
+    floor: Annotated[float, typer.Option(min=0, max=1, help="with --lora: least energy kept")] = 0.9,
 ) -> None:
-    """Write the merged checkpoint as GGUF; or the merge as a recipe for mergekit.
+    """Write the merged checkpoint as GGUF; or the merge as a recipe for mergekit, or as a LoRA adapter.
 
-    Example: rpam export recipes/tiny.yaml --mergekit mergekit.yaml
+    Example: rpam export recipes/tiny.yaml --lora adapter --over short --rank 128
     """
-    from rpam_lite.pipeline.merging import write_mergekit
+    from rpam_lite.pipeline.others import write_adapter, write_mergekit
 
-    _with_run(recipe, runs, partial(write_mergekit, file=mergekit) if mergekit else partial(run_one, "export"))
+    if mergekit:
+        _with_run(recipe, runs, partial(write_mergekit, file=mergekit))
+    elif lora:
+        _with_run(recipe, runs, partial(write_adapter, folder=lora, over=over, rank=rank, floor=floor))
+    else:
+        _with_run(recipe, runs, partial(run_one, "export"))
 
 
 @app.command("methods")

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from rpam_lite.checkpoint.files import replace_folder, write_json
+from rpam_lite.checkpoint.files import replace_folder, write_json, write_text
 from rpam_lite.checkpoint.layout import weight_index
 from rpam_lite.checkpoint.source import INDEX, TensorSource
 from rpam_lite.checkpoint.stream import CHUNK_VALUES, Begin, no_progress, write_weights
@@ -39,6 +39,7 @@ def write_checkpoint(
     dtype: torch.dtype,
     made_from: dict[str, Any],
     shard_bytes: int = SHARD_BYTES,
+    card: str = "",
     begin: Begin = no_progress,
     chunk_values: int = CHUNK_VALUES,
 ) -> None:
@@ -53,6 +54,7 @@ def write_checkpoint(
         made_from: Parents, method, coefficients and so on; recorded in config.json, and a merge that was
             begun from something else is not gone on with.
         shard_bytes: Most bytes of weights a file.
+        card: Contents of README.md; none if empty.
         begin: Called with the number of chunks; what it gives is called after each.
         chunk_values: Most values computed at a time.
 
@@ -68,6 +70,8 @@ def write_checkpoint(
         if (donor / name).exists():
             shutil.copyfile(donor / name, part / name)
     write_json(part / "config.json", config | {MADE_BY: made_from})
+    if card:
+        write_text(part / "README.md", card)
     if len(shards) > 1:
         write_json(part / INDEX, weight_index(shards, shapes, dtype))
     replace_folder(part, folder)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from rpam_lite import __version__
-from rpam_lite.checkpoint.files import write_json, write_text
+from rpam_lite.checkpoint.files import read_json, write_json
 from rpam_lite.errors import RpamError
 from rpam_lite.pipeline.artefacts import merged_folder
 from rpam_lite.pipeline.stage import Run, identity
@@ -23,18 +23,21 @@ def run_merge(run: Run) -> None:
     import torch
 
     from rpam_lite.checkpoint.write import write_checkpoint
+    from rpam_lite.report.card import card
 
     recipe = run.recipe
     source, config, donor = merged_source(run)
     config["dtype" if "dtype" in config else "torch_dtype"] = recipe.merge.dtype
+    origin = _made_from(run)
     write_checkpoint(
         source,
         config,
         donor,
         merged_folder(run),
         getattr(torch, recipe.merge.dtype),
-        _made_from(run),
+        origin,
         recipe.merge.shard_size,
+        card(recipe, origin, _findings(run)),
         partial(run.progress.start, "merging"),
     )
     verify_merge(run)
@@ -56,6 +59,12 @@ def verify_merge(run: Run) -> None:
         run.say(
             f"flushed to 0 in {run.recipe.merge.dtype}: at most {100 * worst.flushed:.3g} % of a tensor ({worst.name})"
         )
+
+
+def _findings(run: Run) -> list[dict[str, Any]]:
+    """What preflight found, if it ran."""
+    file = run.of("check") / "findings.json"
+    return list(read_json(file, "preflight's findings")["findings"]) if file.exists() else []
 
 
 def _made_from(run: Run) -> dict[str, Any]:
@@ -104,40 +113,6 @@ def merged_source(run: Run) -> tuple[MergedSource | MethodSource, dict[str, Any]
         dict(donor.config),
         donor.folder,
     )
-
-
-def write_mergekit(run: Run, file: Path) -> None:
-    """Write the fitted merge as a mergekit recipe.
-
-    Raises:
-        RpamError: There is no fit of this recipe, or mergekit can't do this merge.
-    """
-    import yaml
-
-    from export.mergekit import mergekit_config
-    from rpam_lite.checkpoint.aligned import AlignedSource
-    from rpam_lite.fit import coefficients
-    from rpam_lite.merge.methods import OURS
-    from rpam_lite.streaming.skeleton import Skeleton
-
-    recipe = run.recipe
-    if recipe.merge.method != OURS:
-        raise RpamError(f"`merge.method` {recipe.merge.method!r}: only fitted coefficients are written for mergekit.")
-    fitted = coefficients.load(run.of("fit") / "coefficients.json")
-    long, short, donor = run.pair()
-    if isinstance(long, AlignedSource) or isinstance(short, AlignedSource):
-        raise RpamError("The parents' vocabularies differ, and mergekit would mix rows of different tokens by id.")
-    skeleton = Skeleton(donor.folder)
-    layers = [
-        [skeleton.checkpoint_name(i, tensor) for tensor in skeleton.layer_tensors(i)] for i in range(skeleton.layers)
-    ]
-    outside = dict.fromkeys([skeleton.embedding, *skeleton.tail, skeleton.head])
-    parents = recipe.parents
-    config = mergekit_config(
-        parents.long, parents.short, recipe.merge.donor, layers, list(outside), fitted.of, recipe.merge.dtype
-    )
-    write_text(file, yaml.safe_dump(config, sort_keys=False))
-    run.say(f"for mergekit: mergekit-yaml {file} OUTPUT")
 
 
 def methods_table() -> Table:

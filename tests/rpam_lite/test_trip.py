@@ -218,6 +218,9 @@ def test_another_method_needs_no_fit_and_records_itself(trip: Path, tmp_path: Pa
     origin = json.loads((run / "merge/tiny/config.json").read_text())["rpam_lite"]
     assert (origin["method"], origin["options"]) == ("ties", {"density": 0.3})
     assert origin["long"]["sha256"] != origin["short"]["sha256"]
+    card = (run / "merge/tiny/README.md").read_text()
+    assert yaml.safe_load(card.split("---")[1])["base_model"] == ["long", "short"]
+    assert "| method | ties |" in card
     before = (run / "merge/tiny/model.safetensors").read_bytes()
     assert "verified: " in rpam(tmp_path / "copy", "verify", "tiny.yaml")
     assert (run / "merge/tiny/model.safetensors").read_bytes() == before != b""

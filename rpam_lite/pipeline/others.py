@@ -1,0 +1,77 @@
+"""The merge in other programs' forms: a mergekit recipe, a LoRA adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rpam_lite.checkpoint.files import write_text
+from rpam_lite.errors import RpamError
+from rpam_lite.pipeline.merging import merged_source
+from rpam_lite.pipeline.stage import Run
+
+
+def write_mergekit(run: Run, file: Path) -> None:
+    """Write the fitted merge as a mergekit recipe.
+
+    Raises:
+        RpamError: There is no fit of this recipe, or mergekit can't do this merge.
+    """
+    import yaml
+
+    from export.mergekit import mergekit_config
+    from rpam_lite.checkpoint.aligned import AlignedSource
+    from rpam_lite.fit import coefficients
+    from rpam_lite.merge.methods import OURS
+    from rpam_lite.streaming.skeleton import Skeleton
+
+    recipe = run.recipe
+    if recipe.merge.method != OURS:
+        raise RpamError(f"`merge.method` {recipe.merge.method!r}: only fitted coefficients are written for mergekit.")
+    fitted = coefficients.load(run.of("fit") / "coefficients.json")
+    long, short, donor = run.pair()
+    if isinstance(long, AlignedSource) or isinstance(short, AlignedSource):
+        raise RpamError("The parents' vocabularies differ, and mergekit would mix rows of different tokens by id.")
+    skeleton = Skeleton(donor.folder)
+    layers = [
+        [skeleton.checkpoint_name(i, tensor) for tensor in skeleton.layer_tensors(i)] for i in range(skeleton.layers)
+    ]
+    outside = dict.fromkeys([skeleton.embedding, *skeleton.tail, skeleton.head])
+    parents = recipe.parents
+    config = mergekit_config(
+        parents.long, parents.short, recipe.merge.donor, layers, list(outside), fitted.of, recipe.merge.dtype
+    )
+    write_text(file, yaml.safe_dump(config, sort_keys=False))
+    run.say(f"for mergekit: mergekit-yaml {file} OUTPUT")
+
+
+def write_adapter(run: Run, folder: Path, over: str, rank: int, floor: float) -> None:
+    """Write the merge as a LoRA adapter over one parent.
+
+    Raises:
+        RpamError: `over` names no parent, there is no fit, the vocabularies differ, or too little is kept.
+    """
+    import torch
+
+    from export.lora import write_lora
+    from rpam_lite.checkpoint.aligned import AlignedSource
+
+    if over not in ("long", "short"):
+        raise RpamError(f"--over {over}: must be long or short.")
+    merged, _, _ = merged_source(run)
+    long, short, _ = run.pair()
+    parent = long if over == "long" else short
+    if isinstance(parent, AlignedSource):
+        raise RpamError(f"--over {over}: its vocabulary differs from the merge's; take the donor's side.")
+
+    def exact(name: str) -> torch.Tensor:
+        return merged.exact_rows(name, 0, merged.shape(name)[0])
+
+    step = run.progress.start("decomposing", len(merged.names()))
+    path = run.recipe.parents.long if over == "long" else run.recipe.parents.short
+    kept = write_lora(
+        merged.names(), lambda n: exact(n) - parent.get(n).float(), exact, str(path), rank, floor, folder, step
+    )
+    share = sum(k.kept for k in kept) / max(1e-30, sum(k.energy for k in kept))
+    run.say(f"{folder}: a rank {rank} adapter over {over}, with {100 * share:.1f} % of the difference's energy")
+    for one in sorted(kept, key=lambda k: k.energy - k.kept, reverse=True)[:5]:
+        run.say(f"  {100 * one.share:.1f} % of {one.name}")
