@@ -37,6 +37,10 @@ _TOKENS = 512
 def check_disk(source: ParentSource, recipe: Recipe, run_folder: Path) -> Iterator[Finding]:
     """Whether every stage has room for its files."""
     existing = next(p for p in (run_folder.resolve(), *run_folder.resolve().parents) if p.exists())
+    if not existing.is_dir():
+        message = f"{existing}: is a file where a folder should be; choose another folder with --runs."
+        yield Finding("ERROR", "disk", message)
+        return
     if not os.access(existing, os.W_OK):
         message = f"{existing}: no permission to write; choose another folder with --runs."
         yield Finding("ERROR", "disk", message)

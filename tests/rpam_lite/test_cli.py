@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -53,7 +54,10 @@ def test_help_lists_every_stage(tmp_path: Path) -> None:
 def test_a_good_pair_passes_the_check(tmp_path: Path, pair: Path) -> None:
     result = rpam("check", recipe(tmp_path, pair), cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert (tmp_path / "runs/mine/check/manifest.json").exists()
+    assert "0 errors, 3 findings" in result.stdout
+    assert not (tmp_path / "runs").exists()
+    told = rpam("check", "mine.yaml", "--json", cwd=tmp_path)
+    assert json.loads(told.stdout)["worst"] == "INFO"
 
 
 def test_wrong_arguments_and_recipes(tmp_path: Path, pair: Path) -> None:
@@ -71,7 +75,7 @@ def test_a_wrong_pair_stops_at_the_check(tmp_path: Path, pair: Path) -> None:
     weights = pair / "short" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     result = rpam("run", recipe(tmp_path, pair), cwd=tmp_path)
-    refused(result, "ERROR [checkpoint]", "is no whole safetensors file", "1 of 1 findings above are errors")
+    refused(result, "ERROR [checkpoint]", "is no whole safetensors file", "1 of 3 findings above are errors")
     assert not (tmp_path / "runs/mine/label").exists()
 
 
