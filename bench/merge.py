@@ -25,7 +25,7 @@ import torch
 
 from rpam_lite.checkpoint.layout import weight_index
 from rpam_lite.checkpoint.source import INDEX
-from rpam_lite.checkpoint.stream import write_weights
+from rpam_lite.checkpoint.stream import JOURNAL, write_weights
 from rpam_lite.streaming.shapes import config_of_shape
 from rpam_lite.streaming.skeleton import Skeleton
 
@@ -59,6 +59,7 @@ def make_checkpoint(folder: Path, shape: str, seed: int) -> None:
     shapes = {name: source.shape(name) for name in source.names()}
     size = 2 * sum(torch.Size(s).numel() for s in shapes.values())
     shards = write_weights(source, folder, torch.bfloat16, int(0.55 * size), str(seed))
+    (folder / JOURNAL).unlink()
     (folder / INDEX).write_text(json.dumps(weight_index(shards, shapes, torch.bfloat16)))
     told = {**config.to_dict(), "architectures": [KINDS[config.model_type]], "torch_dtype": "bfloat16"}
     (folder / "config.json").write_text(json.dumps(told))

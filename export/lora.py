@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from rpam_lite.checkpoint.files import whole_folder, write_json
 from rpam_lite.errors import RpamError
 
+ENERGY = "energy.json"  # also the mark of an adapter that may be replaced
 _PREFIX = "base_model.model."
 
 
@@ -61,8 +62,10 @@ def write_lora(
         What is kept of every tensor.
 
     Raises:
-        RpamError: Less than `floor` of the energy is kept.
+        RpamError: Less than `floor` of the energy is kept, or `folder` holds something else.
     """
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / ENERGY).exists())):
+        raise RpamError(f"{folder}: is there already and no adapter of ours; move it away or choose another folder.")
     tensors: dict[str, torch.Tensor] = {}
     kept: list[Kept] = []
     targets, norms = set(), set()
@@ -96,7 +99,7 @@ def write_lora(
         save_file({n: t.contiguous() for n, t in tensors.items()}, part / "adapter_model.safetensors", {"format": "pt"})
         _write_config(part, base, rank, sorted(targets), sorted(norms))
         told = {k.name: {"energy": k.energy, "kept": k.share} for k in kept}
-        write_json(part / "energy.json", {"version": 1, "rank": rank, "kept": share, "tensors": told})
+        write_json(part / ENERGY, {"version": 1, "rank": rank, "kept": share, "tensors": told})
     return kept
 
 

@@ -29,7 +29,7 @@ def mergekit_config(
     Args:
         long: Folder of the Long parent.
         short: Folder of the Short parent.
-        donor: `long` or `short`; mergekit takes config and tokenizer from the first model.
+        donor: `long` or `short`; mergekit takes config and tokenizer from there.
         layers: Names of every decoder layer's tensors.
         outside: Names of the others: embedding, final norm, head.
         lambda_of: Lambda, that of the Long parent, by tensor name.
@@ -48,6 +48,7 @@ def mergekit_config(
         slices.append({"sources": [_source(parents[parent], parent, i, lambdas) for parent in order]})
     return {
         "merge_method": "linear",
+        "base_model": str(parents[donor]),  # whose config and tokenizer mergekit takes
         "slices": slices,
         "parameters": {"normalize": False},
         "dtype": "float32",

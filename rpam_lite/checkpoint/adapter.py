@@ -22,6 +22,7 @@ from rpam_lite.checkpoint.source import CheckpointSource
 from rpam_lite.errors import RpamError
 
 WEIGHTS = "adapter_model.safetensors"
+_BLOCK = 256
 _PREFIX = "base_model.model."
 _LORA = re.compile(r"^(.+)\.lora_([AB])\.weight$")
 
@@ -93,11 +94,7 @@ class AdapterSource:
         """One tensor with the adapter applied."""
         if name in self._replaced:
             return self._replaced[name].float()
-        tensor = self.base.get(name)
-        if name not in self._lora:
-            return tensor
-        pair = self._lora[name]
-        return tensor.float() + self._scale(name) * (pair["B"].float() @ pair["A"].float())
+        return self.rows(name, 0, self.shape(name)[0]) if name in self._lora else self.base.get(name)
 
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Rows `start` to `stop` of one tensor."""
@@ -106,8 +103,11 @@ class AdapterSource:
         rows = self.base.rows(name, start, stop)
         if name not in self._lora:
             return rows
-        pair = self._lora[name]
-        return rows.float() + self._scale(name) * (pair["B"][start:stop].float() @ pair["A"].float())
+        up, down = (self._lora[name][part].float() for part in "BA")
+        # In blocks at fixed places: a matrix product of other rows may differ in its last bits.
+        first = start // _BLOCK * _BLOCK
+        product = torch.cat([up[at : at + _BLOCK] @ down for at in range(first, stop, _BLOCK)])
+        return rows.float() + self._scale(name) * product[start - first : stop - first]
 
     def read_into(self, name: str, out: torch.Tensor) -> None:
         """Compute one tensor into `out`."""

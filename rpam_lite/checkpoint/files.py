@@ -69,6 +69,14 @@ def is_adapter(path: Path) -> bool:
     return (path / ADAPTER_CONFIG).exists()
 
 
+def adapter_base(path: Path, base: Path | None) -> Path | None:
+    """Folder of the checkpoint that a parent is an adapter over: `base`, or what it names; None of a whole one."""
+    if not is_adapter(path):
+        return None
+    named = read_json(path / ADAPTER_CONFIG, "the adapter's config").get("base_model_name_or_path")
+    return base or Path(str(named))
+
+
 def read_json(path: Path, what: str) -> dict[str, Any]:
     """Read a JSON object; `what` names the file's role in the error.
 
@@ -79,7 +87,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RpamError(f"{path}: {what} is missing.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise RpamError(f"{path}: {what} is not valid JSON ({error}); restore the file.") from None
     if not isinstance(value, dict):
         raise RpamError(f"{path}: {what} is a JSON {type(value).__name__}, not an object; restore the file.")

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from rpam_lite.checkpoint.adapter import AdapterSource
 from rpam_lite.checkpoint.aligned import EMBEDDING, AlignedSource, RowMap, match_rows
-from rpam_lite.checkpoint.files import ADAPTER_CONFIG, is_adapter, read_json
+from rpam_lite.checkpoint.files import adapter_base
 from rpam_lite.checkpoint.source import CheckpointSource, ParentSource
 from rpam_lite.checkpoint.vocabulary import tokens_by_id
 from rpam_lite.errors import RpamError
@@ -27,12 +27,13 @@ def open_parent(path: Path, base: Path | None = None) -> ParentSource:
     Raises:
         RpamError: As `CheckpointSource` and `AdapterSource`; or an adapter's base is not at hand.
     """
-    if not is_adapter(path):
+    folder = adapter_base(path, base)
+    if folder is None:
         return CheckpointSource(path)
-    named = read_json(path / ADAPTER_CONFIG, "the adapter's config").get("base_model_name_or_path")
-    folder = base or Path(str(named))
     if not folder.is_dir():
-        raise RpamError(f"{path}: is a LoRA adapter over {named!r}; put that checkpoint's folder under `parents.base`.")
+        raise RpamError(
+            f"{path}: is a LoRA adapter over {str(folder)!r}; put that checkpoint's folder under `parents.base`."
+        )
     return AdapterSource(CheckpointSource(folder), path)
 
 

@@ -29,6 +29,8 @@ from rpam_lite.errors import RpamError
 CHUNK_VALUES = 4 << 20
 JOURNAL = "written.journal"
 _DIGITS = 16
+# Each holds a chunk of both sources and of the merge; memory, not cores, is what limits beyond these.
+_MOST_WORKERS = 4
 Begin = Callable[[int], Callable[[str], None]]  # starts a progress bar of so many steps
 
 
@@ -50,7 +52,8 @@ def write_weights(
 
     Args:
         source: Tensors, each rounded by the source itself to `dtype`.
-        folder: Gets the files under their final names; the caller renames the folder when all is done.
+        folder: Gets the files under their final names; the caller removes the journal and renames the folder
+            when all is done.
         dtype: float16, bfloat16 or float32.
         shard_bytes: Most bytes of weights a file.
         key: Whatever the weights depend on; files that were begun under another key are not gone on with.
@@ -87,7 +90,6 @@ def write_weights(
         finally:
             for descriptor in files.values():
                 os.close(descriptor)
-    (folder / JOURNAL).unlink()
     return shards
 
 
@@ -115,7 +117,7 @@ def _one_thread_each() -> Iterator[int]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield threads
+        yield min(threads, _MOST_WORKERS)
     finally:
         torch.set_num_threads(threads)
 

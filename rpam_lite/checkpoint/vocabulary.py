@@ -19,6 +19,9 @@ def read_tokenizer(folder: Path) -> dict[str, Any]:
     model = tokenizer.get("model")
     if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict) or not model["vocab"]:
         raise RpamError(f"{folder / 'tokenizer.json'}: has no `model.vocab`; restore the original file.")
+    added = tokenizer.get("added_tokens", [])
+    if not isinstance(added, list) or not all(isinstance(a, dict) and {"id", "content"} <= a.keys() for a in added):
+        raise RpamError(f"{folder / 'tokenizer.json'}: `added_tokens` is no list of tokens; restore the original file.")
     return tokenizer
 
 
@@ -58,7 +61,7 @@ def opens_think_block(template: str, folder: Path) -> bool:
             bos_token="",
             eos_token="",
         )
-    except (TemplateError, TypeError, ValueError) as error:
+    except Exception as error:  # a template may do anything
         raise RpamError(f"{folder}: its chat template fails on a plain question ({error}); mend it.") from None
     return prompt.rfind("<think>") > prompt.rfind("</think>")
 

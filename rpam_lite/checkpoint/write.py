@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from rpam_lite.checkpoint.files import replace_folder, write_json, write_text
+from rpam_lite.checkpoint.files import read_json, replace_folder, write_json, write_text
 from rpam_lite.checkpoint.layout import weight_index
 from rpam_lite.checkpoint.source import INDEX, TensorSource
-from rpam_lite.checkpoint.stream import CHUNK_VALUES, Begin, no_progress, write_weights
+from rpam_lite.checkpoint.stream import CHUNK_VALUES, JOURNAL, Begin, no_progress, write_weights
 from rpam_lite.errors import RpamError
 
 # Copied byte for byte from the donor: re-saving a tokenizer changes it from release to release.
@@ -61,6 +61,8 @@ def write_checkpoint(
     Raises:
         RpamError: A value is not finite, the disk is full, or `folder` holds something else.
     """
+    if _holds(folder, made_from):
+        return
     _refuse_others(folder)
     part = folder.with_name(folder.name + ".part")
     shapes = {name: source.shape(name) for name in source.names()}
@@ -74,7 +76,14 @@ def write_checkpoint(
         write_text(part / "README.md", card)
     if len(shards) > 1:
         write_json(part / INDEX, weight_index(shards, shapes, dtype))
+    (part / JOURNAL).unlink()
     replace_folder(part, folder)
+
+
+def _holds(folder: Path, made_from: dict[str, Any]) -> bool:
+    """Whether an interrupted call had finished this very merge."""
+    config = folder / "config.json"
+    return bool(made_from) and config.exists() and read_json(config, "the config").get(MADE_BY) == made_from
 
 
 def _refuse_others(folder: Path) -> None:

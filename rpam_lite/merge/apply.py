@@ -128,7 +128,10 @@ class MethodSource:
             return self._exact(name)[start:stop]
         base = self.base.rows(name, start, stop).float() if self.base else None
         long, short = (source.rows(name, start, stop).float() for source in (self.long, self.short))
-        return self.method.merge(long, short, base, self.options, self.seed)
+        return self.method.merge(long, short, base, self.options, self._seed_of(name))
+
+    def _seed_of(self, name: str) -> int:
+        return int.from_bytes(hashlib.sha256(f"{self.seed} {name}".encode()).digest()[:7], "big")
 
     def _exact(self, name: str) -> torch.Tensor:
         with self._lock:
@@ -136,6 +139,5 @@ class MethodSource:
                 self._last = None
                 base = self.base.get(name).float() if self.base else None
                 long, short = (source.get(name).float() for source in (self.long, self.short))
-                seed = int.from_bytes(hashlib.sha256(f"{self.seed} {name}".encode()).digest()[:7], "big")
-                self._last = name, self.method.merge(long, short, base, self.options, seed)
+                self._last = name, self.method.merge(long, short, base, self.options, self._seed_of(name))
             return self._last[1]

@@ -27,7 +27,8 @@ class MergeMethod(Protocol):
         name: What the recipe calls it.
         source: The paper.
         needs: "base" if the common base must be given, else empty.
-        whole: Whether it must see a tensor whole; else it is given some rows at a time.
+        whole: Whether it must see a tensor whole; else it is given some rows at a time, as many as may
+            be. One that draws random numbers must be.
         options: The options it knows, with their defaults.
     """
 
@@ -78,12 +79,13 @@ class Method:
 
 
 _WEIGHTS = {"long": 0.5, "short": 0.5}
+_WHOLE = {"long": 1.0, "short": 1.0}  # TIES takes a mean itself
 _BUILT_IN = (
     Method("scalar", "plain interpolation", "", False, task_vectors.scalar, {"weight": 0.5}),
     Method("task_arithmetic", "arXiv 2212.04089", "base", False, task_vectors.task_arithmetic, _WEIGHTS),
-    Method("ties", "arXiv 2306.01708", "base", True, task_vectors.ties, _WEIGHTS | {"density": 0.2}),
+    Method("ties", "arXiv 2306.01708", "base", True, task_vectors.ties, _WHOLE | {"density": 0.2}),
     Method("dare_linear", "arXiv 2311.03099", "base", True, task_vectors.dare_linear, _WEIGHTS | {"density": 0.5}),
-    Method("dare_ties", "arXiv 2311.03099", "base", True, task_vectors.dare_ties, _WEIGHTS | {"density": 0.5}),
+    Method("dare_ties", "arXiv 2311.03099", "base", True, task_vectors.dare_ties, _WHOLE | {"density": 0.5}),
 )
 
 
@@ -109,7 +111,7 @@ def method_of(name: str, options: Mapping[str, float]) -> tuple[MergeMethod, dic
     """The method of this name, and all its options.
 
     Raises:
-        RpamError: The method, or an option, is unknown.
+        RpamError: The method, or an option, is unknown, or `density` is no share.
     """
     known = methods()
     if name not in known:
@@ -118,4 +120,7 @@ def method_of(name: str, options: Mapping[str, float]) -> tuple[MergeMethod, dic
     if strange := sorted(options.keys() - method.options.keys()):
         knows = ", ".join(method.options) or "none"
         raise RpamError(f"`merge.options.{strange[0]}`: {name} has no such option; it has {knows}.")
-    return method, {**method.options, **options}
+    chosen = {**method.options, **options}
+    if not 0 < chosen.get("density", 1) <= 1:
+        raise RpamError(f"`merge.options.density` {chosen['density']:g}: must be above 0 and at most 1.")
+    return method, chosen

@@ -30,7 +30,10 @@ def task_arithmetic(
 def ties(
     long: torch.Tensor, short: torch.Tensor, base: torch.Tensor | None, options: Options, seed: int
 ) -> torch.Tensor:
-    """Of each task vector the largest share `density`; per value the sign with more mass, and the mean of its side."""
+    """Of each task vector the largest share `density`; per value the sign with more mass, and the mean of what has it.
+
+    `long` and `short` scale the vectors before that mean.
+    """
     from peft.utils.merge_utils import ties as combine
 
     return _on_base(long, short, base, options, lambda vectors, weights: combine(vectors, weights, options["density"]))

@@ -7,15 +7,17 @@ are also loaded in transformers and asked.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from rpam_lite.checkpoint.aligned import EMBEDDING, HEAD
 from rpam_lite.checkpoint.source import CheckpointSource
+from rpam_lite.checkpoint.write import MADE_BY
 from rpam_lite.errors import RpamError
 from rpam_lite.merge.apply import ExactSource
 
@@ -23,6 +25,8 @@ CHUNK_VALUES = 1 << 20
 # Models up to this many parameters are held in memory twice and asked.
 SMALL_MODEL = 100_000_000
 _TOKENS = 16
+# Of config.json, what the merge sets itself.
+_OWN_KEYS = {"dtype", "torch_dtype", MADE_BY}
 
 
 @dataclass(frozen=True)
@@ -41,13 +45,19 @@ class TensorCheck:
 
 
 def verify(
-    folder: Path, source: ExactSource, seed: int, chunks: int = 4, step: Callable[[str], None] = lambda note: None
+    folder: Path,
+    source: ExactSource,
+    config: Mapping[str, Any],
+    seed: int,
+    chunks: int = 4,
+    step: Callable[[str], None] = lambda note: None,
 ) -> list[TensorCheck]:
     """Compare a merged folder with the merge it should hold.
 
     Args:
         folder: The merged checkpoint.
         source: The same merge, computed anew from the parents.
+        config: The donor's config, which the folder's must equal but for the type and our record.
         seed: Chooses the chunks; the first and the last of every tensor are always among them.
         chunks: How many chunks of a tensor are compared at most.
         step: Called after each tensor with its name.
@@ -56,6 +66,7 @@ def verify(
         RpamError: Something differs; the tensor and the place are named.
     """
     merged = CheckpointSource(folder)
+    _compare_configs(merged, config)
     _compare_headers(merged, source)
     found = []
     for name in source.names():
@@ -64,6 +75,15 @@ def verify(
     if sum(prod(merged.shape(n)) for n in merged.names()) <= SMALL_MODEL:
         _compare_logits(merged, source, seed)
     return found
+
+
+def _compare_configs(merged: CheckpointSource, config: Mapping[str, Any]) -> None:
+    for key in sorted((merged.config.keys() | config.keys()) - _OWN_KEYS):
+        if merged.config.get(key) != config.get(key):
+            raise RpamError(
+                f"{merged.folder / 'config.json'}: `{key}` is {merged.config.get(key)!r}, the donor has "
+                f"{config.get(key)!r}; merge again."
+            )
 
 
 def _compare_headers(merged: CheckpointSource, source: ExactSource) -> None:

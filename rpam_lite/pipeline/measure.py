@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from rpam_lite.checkpoint.files import write_json
 from rpam_lite.pipeline.artefacts import exported_gguf, parent_gguf, quantized_gguf
-from rpam_lite.pipeline.stage import Run, identity
+from rpam_lite.pipeline.stage import Run, identity, parent_folders
 from rpam_lite.pipeline.stages import donor_prompts
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Row:
 def rows(run: Run) -> list[Row]:
     """Long and Short, the scalar curve between them, and the merge at every quantization."""
     recipe = run.recipe
-    parents = f"{identity(recipe.parents.long)} {identity(recipe.parents.short)}"
+    parents = " ".join(identity(folder) for folder in parent_folders(recipe))
     listed = [Row(SHORT, "parent", 0.0, parent_gguf(run, "short")), Row(LONG, "parent", 1.0, parent_gguf(run, "long"))]
     for weight in sorted(set(recipe.eval.scalar_curve)):
         file = run.of("eval") / f"scalar-{weight:g}.gguf"

@@ -12,7 +12,7 @@ from rpam_lite import __version__
 from rpam_lite.checkpoint.files import read_json, write_json
 from rpam_lite.errors import RpamError
 from rpam_lite.pipeline.artefacts import merged_folder
-from rpam_lite.pipeline.stage import Run, identity
+from rpam_lite.pipeline.stage import Run, identity, parent_folders
 
 if TYPE_CHECKING:
     from rpam_lite.merge.apply import MergedSource, MethodSource
@@ -47,9 +47,9 @@ def verify_merge(run: Run) -> None:
     """Compare the merged checkpoint with what it must be; say how, and keep it in verify.json."""
     from rpam_lite.merge.verify import verify
 
-    source, _, _ = merged_source(run)
+    source, config, _ = merged_source(run)
     found = verify(
-        merged_folder(run), source, run.recipe.seed, step=run.progress.start("verifying", len(source.names()))
+        merged_folder(run), source, config, run.recipe.seed, step=run.progress.start("verifying", len(source.names()))
     )
     write_json(run.of("merge") / "verify.json", {"version": 1, "tensors": [vars(check) for check in found]})
     compared = sum(check.compared for check in found)
@@ -82,8 +82,10 @@ def _made_from(run: Run) -> dict[str, Any]:
         **made_by,
         **{
             name: {"name": parent.name, "sha256": identity(parent)}
-            for name, parent in (("long", recipe.parents.long), ("short", recipe.parents.short))
+            for name in ("long", "short", "base")
+            if (parent := getattr(recipe.parents, name)) is not None
         },
+        "read": [identity(folder) for folder in parent_folders(recipe)],
         "donor": recipe.merge.donor,
         "dtype": recipe.merge.dtype,
     }

@@ -7,7 +7,14 @@ from pathlib import Path
 from rpam_lite.checkpoint.files import write_text
 from rpam_lite.errors import RpamError
 from rpam_lite.pipeline.merging import merged_source
-from rpam_lite.pipeline.stage import Run
+from rpam_lite.pipeline.stage import Run, is_done
+from rpam_lite.pipeline.trip import STAGES
+
+
+def _require_fit(run: Run) -> None:
+    """Coefficients of another recipe would give another merge without a word."""
+    if STAGES["fit"].applies(run.recipe) and not is_done(STAGES["fit"], STAGES, run):
+        raise RpamError(f"{run.of('fit')}: holds no fit of this recipe as it is now; `rpam run` or `rpam fit` first.")
 
 
 def write_mergekit(run: Run, file: Path) -> None:
@@ -25,10 +32,15 @@ def write_mergekit(run: Run, file: Path) -> None:
     from rpam_lite.streaming.skeleton import Skeleton
 
     recipe = run.recipe
+    _require_fit(run)
     if recipe.merge.method != OURS:
         raise RpamError(f"`merge.method` {recipe.merge.method!r}: only fitted coefficients are written for mergekit.")
     fitted = coefficients.load(run.of("fit") / "coefficients.json")
     long, short, donor = run.pair()
+    if not (long.as_stored and short.as_stored):
+        raise RpamError(
+            "A parent is a LoRA adapter, which a mergekit recipe of ours can't name; merge it with peft first."
+        )
     if isinstance(long, AlignedSource) or isinstance(short, AlignedSource):
         raise RpamError("The parents' vocabularies differ, and mergekit would mix rows of different tokens by id.")
     skeleton = Skeleton(donor.folder)
@@ -57,9 +69,12 @@ def write_adapter(run: Run, folder: Path, over: str, rank: int, floor: float) ->
 
     if over not in ("long", "short"):
         raise RpamError(f"--over {over}: must be long or short.")
+    _require_fit(run)
     merged, _, _ = merged_source(run)
     long, short, _ = run.pair()
     parent = long if over == "long" else short
+    if not parent.as_stored:
+        raise RpamError(f"--over {over}: is an adapter itself; an adapter needs a whole checkpoint below it.")
     if isinstance(parent, AlignedSource):
         raise RpamError(f"--over {over}: its vocabulary differs from the merge's; take the donor's side.")
 

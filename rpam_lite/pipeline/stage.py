@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rpam_lite import __version__
-from rpam_lite.checkpoint.files import read_json, write_json
+from rpam_lite.checkpoint.files import adapter_base, read_json, write_json
+from rpam_lite.errors import RpamError
 from rpam_lite.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -33,6 +34,13 @@ _READ_SUFFIXES = (".safetensors", ".json", ".jinja", ".txt")
 # Files up to this size are hashed whole; of larger ones size and modification time are taken.
 _HASHED_SIZE = 64 << 20
 _REPORTED_PACKAGES = ("torch", "transformers", "gguf", "llama-cpp-python", "math-verify", "numpy")
+
+
+def parent_folders(recipe: Recipe) -> list[Path]:
+    """Every folder that the two parents are read from: their own, and the base of an adapter."""
+    parents = recipe.parents
+    bases = [adapter_base(path, parents.base) for path in (parents.long, parents.short)]
+    return list(dict.fromkeys([parents.long, parents.short, *(b for b in bases if b is not None)]))
 
 
 class Progress(Protocol):
@@ -163,6 +171,9 @@ def execute(stage: Stage, stages: dict[str, Stage], run: Run) -> float:
     built_on = _made_by(needed_by(stage, stages, run.recipe), run)
     current = {"fingerprint": fingerprint(stage, run.recipe), "built_on": built_on}
     started = folder / STARTED
+    ours = [mark for mark in (MANIFEST, STARTED) if next(run.folder.glob(f"*/{mark}"), None)]
+    if folder.exists() and not ours:
+        raise RpamError(f"{folder}: is there, in a folder that no run of ours made; choose another with --runs.")
     (folder / MANIFEST).unlink(missing_ok=True)
     interrupted = started.exists() and read_json(started, "the stage's start mark") == current
     if not interrupted and not stage.keeps_files:

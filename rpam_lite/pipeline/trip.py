@@ -6,25 +6,17 @@ from pathlib import Path
 
 from quant.evaluate import RECORD_VERSION
 from quant.tasks.grader import GRADER_VERSION
-from rpam_lite.checkpoint.files import is_adapter
 from rpam_lite.errors import RpamError
 from rpam_lite.patterns.label import PATTERN_VERSION
 from rpam_lite.pipeline import checking, fitting, merging, stages
 from rpam_lite.pipeline.measure import run_eval
-from rpam_lite.pipeline.stage import Run, Stage, execute, is_done, needed_by
+from rpam_lite.pipeline.stage import Run, Stage, execute, is_done, needed_by, parent_folders
 from rpam_lite.recipe import Recipe
 
 
-def _parents(recipe: Recipe) -> list[Path]:
-    """The parents; and the base, if one of them is an adapter over it."""
-    parents = recipe.parents
-    adapted = parents.base is not None and any(is_adapter(p) for p in (parents.long, parents.short))
-    return [parents.long, parents.short, *([parents.base] if adapted and parents.base else [])]
-
-
-def _everything_merged(recipe: Recipe) -> list[Path]:
+def _merged_folders(recipe: Recipe) -> list[Path]:
     base = recipe.parents.base
-    return [recipe.parents.long, recipe.parents.short, *([base] if base is not None else [])]
+    return list(dict.fromkeys([*parent_folders(recipe), *([base] if base is not None else [])]))
 
 
 def _fits(recipe: Recipe) -> bool:
@@ -33,8 +25,7 @@ def _fits(recipe: Recipe) -> bool:
 
 
 def _everything(recipe: Recipe) -> list[Path]:
-    parents = [p for p in (recipe.parents.long, recipe.parents.short, recipe.parents.base) if p is not None]
-    return [*parents, recipe.label.questions, recipe.eval.questions]
+    return [*_merged_folders(recipe), recipe.label.questions, recipe.eval.questions]
 
 
 _ORDER = (
@@ -60,7 +51,7 @@ _ORDER = (
             PATTERN_VERSION,
             r.label.model_dump(exclude={"questions"}),
         ],
-        lambda r: [*_parents(r), r.label.questions],
+        lambda r: [*parent_folders(r), r.label.questions],
         stages.run_label,
     ),
     Stage(
@@ -68,7 +59,7 @@ _ORDER = (
         "Keep both parents' hidden states on the labelled questions.",
         ("label",),
         lambda r: [r.seed, r.threads, r.merge.donor, r.memory.model_dump(), r.capture.model_dump()],
-        _parents,
+        parent_folders,
         fitting.run_capture,
         applies=_fits,
     ),
@@ -77,7 +68,7 @@ _ORDER = (
         "Fit the merging coefficients.",
         ("capture",),
         lambda r: [r.seed, r.threads, r.merge.donor, r.memory.model_dump(), r.fit.model_dump()],
-        _parents,
+        parent_folders,
         fitting.run_fit,
         applies=_fits,
     ),
@@ -86,7 +77,7 @@ _ORDER = (
         "Write the merged checkpoint.",
         ("fit",),
         lambda r: [r.name, r.seed, r.merge.model_dump()],
-        _everything_merged,
+        _merged_folders,
         merging.run_merge,
     ),
     Stage(
@@ -117,7 +108,7 @@ _ORDER = (
             r.merge.model_dump(),
             r.eval.model_dump(exclude={"questions"}),
         ],
-        lambda r: [*_parents(r), r.eval.questions],
+        lambda r: [*parent_folders(r), r.eval.questions],
         run_eval,
         keeps_files=True,
     ),

@@ -50,10 +50,11 @@ def check(recipe: Recipe, run_folder: Path) -> list[Finding]:
     findings += _check_method(recipe)
     findings += check_range(list(sources.values()), recipe.merge.dtype)
     donor = recipe.merge.donor
-    if donor in sources:
-        findings += check_disk(sources[donor], recipe, run_folder)
     if donor in configs and not any(f.level == "ERROR" for f in findings):
-        findings += check_memory(configs[donor], recipe, run_folder)
+        findings += check_disk(sources[donor], configs[donor], recipe, run_folder)
+        if recipe.merge.method == OURS:
+            stored = max(s.dtype(n).itemsize for s in sources.values() for n in s.names())
+            findings += check_memory(configs[donor], stored, recipe, run_folder)
     order = {"ERROR": 0, "WARNING": 1, "INFO": 2}
     return sorted(dict.fromkeys(findings), key=lambda f: order[f.level])
 
@@ -65,7 +66,7 @@ def _check_pair(recipe: Recipe, sources: dict[str, ParentSource], configs: dict[
     if donor not in sources:
         return findings
     giver = sources[donor]
-    for name in sources.keys() - {donor}:
+    for name in [n for n in sources if n != donor]:
         where = f"{giver.folder} and {sources[name].folder}"
         if donor in configs and name in configs:
             findings += compare_configs(configs[donor], configs[name], where, donor)

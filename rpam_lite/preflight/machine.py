@@ -34,7 +34,7 @@ _BITS = {
 _TOKENS = 512
 
 
-def check_disk(source: ParentSource, recipe: Recipe, run_folder: Path) -> Iterator[Finding]:
+def check_disk(source: ParentSource, config: Any, recipe: Recipe, run_folder: Path) -> Iterator[Finding]:
     """Whether every stage has room for its files."""
     existing = next(p for p in (run_folder.resolve(), *run_folder.resolve().parents) if p.exists())
     if not existing.is_dir():
@@ -45,16 +45,17 @@ def check_disk(source: ParentSource, recipe: Recipe, run_folder: Path) -> Iterat
         message = f"{existing}: no permission to write; choose another folder with --runs."
         yield Finding("ERROR", "disk", message)
         return
-    stages = _bytes_by_stage(source, recipe)
-    needed, free = sum(stages.values()), shutil.disk_usage(existing).free
+    stages = _bytes_by_stage(source, config, recipe)
+    there = sum(f.stat().st_size for f in run_folder.rglob("*") if f.is_file())
+    needed, free = max(0, sum(stages.values()) - there), shutil.disk_usage(existing).free
     listed = ", ".join(f"{stage} {size_text(size)}" for stage, size in stages.items())
     message = f"{existing}: {size_text(free)} are free; a run needs about {size_text(needed)} ({listed})."
     yield Finding("ERROR" if free < needed else "INFO", "disk", message)
 
 
-def _bytes_by_stage(source: ParentSource, recipe: Recipe) -> dict[str, int]:
+def _bytes_by_stage(source: ParentSource, config: Any, recipe: Recipe) -> dict[str, int]:
     values = sum(prod(source.shape(name)) for name in source.names())
-    hidden = source.config.get("hidden_size", 0) * source.config.get("num_hidden_layers", 0)
+    hidden = config.hidden_size * config.num_hidden_layers if recipe.merge.method == "rpam" else 0
     merged = values * (4 if recipe.merge.dtype == "float32" else 2)
     gguf = values * (4 if recipe.export.type == "F32" else 2)
     tokens = 2 * recipe.capture.questions_per_class * _TOKENS
@@ -68,15 +69,15 @@ def _bytes_by_stage(source: ParentSource, recipe: Recipe) -> dict[str, int]:
     }
 
 
-def check_memory(config: Any, recipe: Recipe, run_folder: Path) -> Iterator[Finding]:
-    """Which way of working capture and fit would take."""
+def check_memory(config: Any, stored: int, recipe: Recipe, run_folder: Path) -> Iterator[Finding]:
+    """Which way of working capture and fit would take, of checkpoints with `stored` bytes a parameter."""
     questions = 2 * recipe.capture.questions_per_class
     try:
         device = choose_device(recipe.memory)
         work = estimated_work(recipe, questions, _TOKENS)
         budget = budget_of(recipe.memory, device, run_folder)
         codec = None if recipe.memory.codec == "auto" else recipe.memory.codec
-        plan = choose(model_size(Skeleton(config)), work, budget, codec, resident_bytes())
+        plan = choose(model_size(Skeleton(config), stored), work, budget, codec, resident_bytes())
     except RpamError as error:
         yield Finding("ERROR", "memory", str(error), key="memory")
         return

@@ -204,7 +204,7 @@ def load_config(folder: Path) -> Any:
     """
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (ValueError, OSError, KeyError) as error:
+    except Exception as error:  # transformers raises whatever its parts raise
         raise RpamError(f"{folder}: its config can't be used ({' '.join(str(error).split())[:300]}).") from None
 
 

@@ -85,3 +85,11 @@ def test_too_little_is_refused_and_nothing_is_left(near: Path, tmp_path: Path) -
     with pytest.raises(RpamError, match=r"rank 2 keeps \d+\.\d % of the difference's energy, below 90 %.*Raise --rank"):
         export(near, tmp_path / "adapter", rank=2, floor=0.9)
     assert not (tmp_path / "adapter").exists()
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(near: Path, tmp_path: Path) -> None:
+    with pytest.raises(RpamError, match="is there already and no adapter of ours"):
+        export(near, near / "long", rank=48)
+    assert (near / "long" / "config.json").exists()
+    export(near, tmp_path / "adapter", rank=48)
+    export(near, tmp_path / "adapter", rank=40)

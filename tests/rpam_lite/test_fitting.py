@@ -35,7 +35,7 @@ def test_memory_that_runs_out_names_the_next_smaller_way_and_it_is_smaller(plann
     smaller = choose(planned.model, WORK, Budget(None, int(parse_size(size.replace(" ", ""), "") * 1.01), MUCH))
     assert f"which makes it {describe(smaller.way)}" in str(caught.value)
     assert smaller.total("host") < 0.9 * planned.plan.total("host")
-    assert "Run the same command again to go on" in str(caught.value)
+    assert "another one starts this stage anew" in str(caught.value)
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])

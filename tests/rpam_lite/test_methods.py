@@ -67,6 +67,14 @@ def test_ties() -> None:
     np.testing.assert_allclose(run("ties", parts, long=0.8, short=0.8, density=0.4), expected, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:The density")
+@pytest.mark.parametrize("name", ["task_arithmetic", "ties", "dare_linear", "dare_ties"])
+def test_of_two_equal_parents_each_gives_that_parent(name: str) -> None:
+    long, _, base = tensors(16, 12)
+    options = {} if name == "task_arithmetic" else {"density": 1.0}
+    np.testing.assert_allclose(run(name, (long, long, base), **options), *as_double(long), atol=1e-6)
+
+
 def test_dare_drops_at_random_and_rescales() -> None:
     parts = tensors(200, 50)
     l, s, b = as_double(*parts)  # noqa: E741
@@ -110,7 +118,7 @@ def test_written_and_verified_the_same_bytes_on_any_number_of_threads(triple: Pa
         source = source_of(triple, name)
         folder = tmp_path / str(threads)
         write_checkpoint(source, source.long.config, triple / "long", folder, torch.bfloat16, {}, chunk_values=999)
-        verify(folder, source_of(triple, name), seed=1)
+        verify(folder, source_of(triple, name), source.long.config, seed=1)
         found.append((folder / "model.safetensors").read_bytes())
     assert found[0] == found[1]
     merged = load_file(tmp_path / "1" / "model.safetensors")
@@ -156,6 +164,9 @@ def test_what_is_wrong_with_a_method_is_named(monkeypatch: pytest.MonkeyPatch) -
         method_of("dare-ties", {})
     with pytest.raises(RpamError, match=r"`merge\.options\.k`: ties has no such option; it has long, short, density"):
         method_of("ties", {"k": 0.2})
+    for density in (-1.0, 0.0, 1.5):
+        with pytest.raises(RpamError, match="must be above 0 and at most 1"):
+            method_of("dare_linear", {"density": density})
     monkeypatch.setattr(methods, "entry_points", lambda group: [entry("ties", Mine)])
     with pytest.raises(RpamError, match="that name is taken"):
         methods.methods()

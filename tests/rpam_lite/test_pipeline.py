@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from rpam_lite.errors import RpamError
 from rpam_lite.pipeline.stage import Run, Stage, execute, fingerprint, is_done
 from rpam_lite.pipeline.trip import STAGES
 from rpam_lite.recipe import load_recipe
@@ -134,3 +135,13 @@ def test_what_was_built_on_other_files_is_not_done(tmp_path: Path) -> None:
     execute(stages["one"], stages, run)
     assert is_done(stages["one"], stages, run)
     assert not is_done(stages["two"], stages, run)
+
+
+def test_a_folder_of_that_name_that_is_not_ours_is_left_alone(tmp_path: Path) -> None:
+    stages, run = counting_stage(lambda run: None), make_run(tmp_path)
+    mine = run.of("one") / "thesis.tex"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("years", encoding="utf-8")
+    with pytest.raises(RpamError, match="in a folder that no run of ours made"):
+        execute(stages["one"], stages, run)
+    assert mine.read_text(encoding="utf-8") == "years"

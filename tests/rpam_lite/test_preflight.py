@@ -173,6 +173,21 @@ def test_a_template_that_fails_is_an_error(pair: Path, edit_json: Callable[..., 
     assert any("no system turn" in m for m in messages)
 
 
+@pytest.mark.parametrize("template", ["{{ 1 / 0 }}", "{% for i in range(10**9) %}{% endfor %}", "{% if %}"])
+def test_whatever_a_template_does_is_a_finding(pair: Path, edit_json: Callable[..., None], template: str) -> None:
+    for parent in ("long", "short"):
+        edit_json(pair / parent / "tokenizer_config.json", chat_template=template)
+    assert codes(check_pair(pair)) == {"template"}
+
+
+def test_methods_that_fit_nothing_need_no_memory(pair: Path) -> None:
+    check_pair(pair)
+    raw = yaml.safe_load((pair / "mine.yaml").read_text())
+    raw |= {"memory": {"host": "1MB"}, "merge": {"method": "scalar"}}
+    (pair / "mine.yaml").write_text(yaml.safe_dump(raw))
+    assert codes(check(load_recipe(pair / "mine.yaml"), pair / "runs")) == set()
+
+
 def test_the_gravest_comes_first_and_the_command_says_it_as_json(
     pair: Path, edit_json: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -258,7 +273,11 @@ def test_missing_and_truncated_checkpoints_are_named(pair: Path) -> None:
         ("config.json", "[]", "is a JSON list, not an object"),
         ("config.json", '{"model_type": "qwen2"}', "`num_hidden_layers` is None"),
         ("config.json", '{"model_type": "mamba"}', "'mamba' can't be exported"),
+        ("config.json", '{"model_type": "qwen2", "hidden_size": "64"}', "its config can't be used"),
+        ("config.json", '{"model_type": "qwen2", "torch_dtype": "float99"}', "its config can't be used"),
         ("tokenizer.json", "{}", "has no `model.vocab`"),
+        ("tokenizer.json", '{"model": {"vocab": {"a": 0}}, "added_tokens": null}', "`added_tokens` is no list"),
+        ("generation_config.json", "[" * 100_000, "is not valid JSON"),
         ("model.safetensors.index.json", '{"weight_map": []}', "has no `weight_map`"),
     ],
 )

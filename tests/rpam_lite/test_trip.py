@@ -56,7 +56,7 @@ def write_recipe(folder: Path, **changes: dict[str, Any]) -> None:
 
 def contents(run: Path) -> dict[str, bytes]:
     """Every file of a run but those that hold times."""
-    timed = ("manifest.json", "started.json")
+    timed = ("manifest.json", "started.json", "findings.json")  # the last tells what is free now
     return {str(f.relative_to(run)): f.read_bytes() for f in run.rglob("*") if f.is_file() and f.name not in timed}
 
 
