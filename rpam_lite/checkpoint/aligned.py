@@ -54,7 +54,7 @@ def match_rows(donor: Mapping[int, str], parent: Mapping[int, str], donor_rows: 
         parent_rows: Rows of the parent's.
     """
     id_of = {text: i for i, text in sorted(parent.items(), reverse=True) if i < parent_rows}
-    rows = torch.full((donor_rows,), -1)
+    rows = [-1] * donor_rows
     moved, lone = 0, []
     for i in range(donor_rows):
         text = donor.get(i)
@@ -67,7 +67,7 @@ def match_rows(donor: Mapping[int, str], parent: Mapping[int, str], donor_rows: 
         else:
             lone.append(i)
     known = {text for i, text in donor.items() if i < donor_rows}
-    return RowMap(rows, moved, tuple(lone), sum(text not in known for text in id_of))
+    return RowMap(torch.tensor(rows), moved, tuple(lone), sum(text not in known for text in id_of))
 
 
 class AlignedSource:

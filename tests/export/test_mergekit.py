@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from collections.abc import Callable
@@ -59,12 +60,15 @@ def test_mergekit_makes_the_same_merge(tmp_path: Path, tokenizer: Any, tied: boo
     if program is None:
         pytest.skip("RPAM_MERGEKIT names no mergekit-yaml")
     for seed, parent in enumerate(("long", "short")):
-        make_checkpoint(tmp_path / parent, seed, tokenizer, tie_word_embeddings=tied)
+        positions = 512 if parent == "long" else 256
+        make_checkpoint(tmp_path / parent, seed, tokenizer, tie_word_embeddings=tied, max_position_embeddings=positions)
     (tmp_path / "mergekit.yaml").write_text(yaml.safe_dump(config_of(tmp_path)))
     command = [program, str(tmp_path / "mergekit.yaml"), str(tmp_path / "theirs"), "--no-copy-tokenizer"]
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert result.returncode == 0, result.stderr
+    config = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    assert config["max_position_embeddings"] == 512  # the donor's
     theirs = {n: t for f in (tmp_path / "theirs").glob("*.safetensors") for n, t in load_file(f).items()}
     long, short, _ = open_pair(tmp_path / "long", tmp_path / "short", None, "long")
     ours = MergedSource(long, short, lambda_of, torch.bfloat16)

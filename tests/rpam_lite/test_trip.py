@@ -20,7 +20,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from quant.evaluate import read_records
-from rpam_lite.pipeline.trip import STAGES
+from rpam_lite.fit.__main__ import Quiet
+from rpam_lite.pipeline.stage import Run
+from rpam_lite.pipeline.trip import STAGES, verify_again
+from rpam_lite.recipe import load_recipe
 from tests.conftest import ROOT
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
@@ -222,8 +225,8 @@ def test_another_method_needs_no_fit_and_records_itself(trip: Path, tmp_path: Pa
     assert yaml.safe_load(card.split("---")[1])["base_model"] == ["long", "short"]
     assert "| method | ties |" in card
     before = (run / "merge/tiny/model.safetensors").read_bytes()
-    assert "verified: " in rpam(tmp_path / "copy", "verify", "tiny.yaml")
-    assert (run / "merge/tiny/model.safetensors").read_bytes() == before != b""
+    verify_again(Run(load_recipe(tmp_path / "copy" / "tiny.yaml"), run, Quiet(), print))
+    assert (run / "merge/tiny/model.safetensors").read_bytes() == before
 
 
 def test_a_damaged_file_is_made_again(trip: Path, tmp_path: Path) -> None:
