@@ -6,7 +6,7 @@ entry-point group `rpam_lite.merge_methods`: each entry is an object with the at
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Protocol
@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 
 from rpam_lite.errors import RpamError
-from rpam_lite.merge import task_vectors
+from rpam_lite.merge.task_vectors import Merge, scalar, through_peft
 
 GROUP = "rpam_lite.merge_methods"
 OURS = "rpam"  # fitted coefficients; not a function of two tensors alone
@@ -74,18 +74,18 @@ class Method:
     source: str
     needs: str
     whole: bool
-    merge: Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None, Mapping[str, float], int], torch.Tensor]
+    merge: Merge
     options: Mapping[str, float] = field(default_factory=dict)
 
 
 _WEIGHTS = {"long": 0.5, "short": 0.5}
 _WHOLE = {"long": 1.0, "short": 1.0}  # TIES takes a mean itself
 _BUILT_IN = (
-    Method("scalar", "plain interpolation", "", False, task_vectors.scalar, {"weight": 0.5}),
-    Method("task_arithmetic", "arXiv 2212.04089", "base", False, task_vectors.task_arithmetic, _WEIGHTS),
-    Method("ties", "arXiv 2306.01708", "base", True, task_vectors.ties, _WHOLE | {"density": 0.2}),
-    Method("dare_linear", "arXiv 2311.03099", "base", True, task_vectors.dare_linear, _WEIGHTS | {"density": 0.5}),
-    Method("dare_ties", "arXiv 2311.03099", "base", True, task_vectors.dare_ties, _WHOLE | {"density": 0.5}),
+    Method("scalar", "plain interpolation", "", False, scalar, {"weight": 0.5}),
+    Method("task_arithmetic", "arXiv 2212.04089", "base", False, through_peft("task_arithmetic"), _WEIGHTS),
+    Method("ties", "arXiv 2306.01708", "base", True, through_peft("ties"), _WHOLE | {"density": 0.2}),
+    Method("dare_linear", "arXiv 2311.03099", "base", True, through_peft("dare_linear"), _WEIGHTS | {"density": 0.5}),
+    Method("dare_ties", "arXiv 2311.03099", "base", True, through_peft("dare_ties"), _WHOLE | {"density": 0.5}),
 )
 
 

@@ -1,14 +1,23 @@
-"""Interpolation, and the methods on task vectors L - B and S - B, through peft's own functions."""
+"""Interpolation, and the methods on task vectors L - B and S - B, through peft's own functions.
+
+task_arithmetic   B + long * (L - B) + short * (S - B)
+ties              of each vector the largest share `density`; per value the sign with more mass, and
+                  the mean of what has it, each vector scaled by `long` or `short` before
+dare_linear       of each vector a random share `density`, rescaled by 1 / density; then the weighted sum
+dare_ties         that random share, then the sign election of TIES
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 
 import torch
 
 from rpam_lite.checkpoint.arithmetic import interpolate
 
 Options = Mapping[str, float]
+Merge = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None, Options, int], torch.Tensor]
 
 
 def scalar(
@@ -18,60 +27,21 @@ def scalar(
     return interpolate(short, long, options["weight"])
 
 
-def task_arithmetic(
-    long: torch.Tensor, short: torch.Tensor, base: torch.Tensor | None, options: Options, seed: int
-) -> torch.Tensor:
-    """B + long * (L - B) + short * (S - B)."""
-    from peft.utils.merge_utils import task_arithmetic as combine
+def through_peft(function: str) -> Merge:
+    """The method that peft has under this name."""
 
-    return _on_base(long, short, base, options, lambda vectors, weights: combine(vectors, weights))
+    def merge(
+        long: torch.Tensor, short: torch.Tensor, base: torch.Tensor | None, options: Options, seed: int
+    ) -> torch.Tensor:
+        from peft.utils import merge_utils
 
+        assert base is not None
+        combine: Callable[..., torch.Tensor] = getattr(merge_utils, function)
+        weights = torch.tensor([options["long"], options["short"]])
+        density = [options["density"]] if "density" in options else []
+        with torch.random.fork_rng(devices=[]) if density else nullcontext():
+            if density:
+                torch.manual_seed(seed)
+            return base + combine([long - base, short - base], weights, *density)
 
-def ties(
-    long: torch.Tensor, short: torch.Tensor, base: torch.Tensor | None, options: Options, seed: int
-) -> torch.Tensor:
-    """Of each task vector the largest share `density`; per value the sign with more mass, and the mean of what has it.
-
-    `long` and `short` scale the vectors before that mean.
-    """
-    from peft.utils.merge_utils import ties as combine
-
-    return _on_base(long, short, base, options, lambda vectors, weights: combine(vectors, weights, options["density"]))
-
-
-def dare_linear(
-    long: torch.Tensor, short: torch.Tensor, base: torch.Tensor | None, options: Options, seed: int
-) -> torch.Tensor:
-    """Of each task vector a random share `density`, rescaled by 1 / density; then the weighted sum."""
-    from peft.utils.merge_utils import dare_linear as combine
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return _on_base(
-            long, short, base, options, lambda vectors, weights: combine(vectors, weights, options["density"])
-        )
-
-
-def dare_ties(
-    long: torch.Tensor, short: torch.Tensor, base: torch.Tensor | None, options: Options, seed: int
-) -> torch.Tensor:
-    """DARE's random share, then the sign election of TIES."""
-    from peft.utils.merge_utils import dare_ties as combine
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return _on_base(
-            long, short, base, options, lambda vectors, weights: combine(vectors, weights, options["density"])
-        )
-
-
-def _on_base(
-    long: torch.Tensor,
-    short: torch.Tensor,
-    base: torch.Tensor | None,
-    options: Options,
-    combine: Callable[[list[torch.Tensor], torch.Tensor], torch.Tensor],
-) -> torch.Tensor:
-    assert base is not None
-    weights = torch.tensor([options["long"], options["short"]])
-    return base + combine([long - base, short - base], weights)
+    return merge
