@@ -8,8 +8,11 @@ are given the next requests.
 from __future__ import annotations
 
 import ctypes
+import signal
+import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,22 @@ _log_tail: deque[str] = deque(maxlen=20)
 def _keep_log(level: int, text: bytes, user_data: ctypes.c_void_p) -> None:
     """llama.cpp writes to stderr otherwise; the last lines are kept for error messages."""
     _log_tail.append(text.decode("utf-8", errors="replace"))
+
+
+@contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Let Ctrl-C wait until llama.cpp returns: raised inside the log function it would be dropped without a word."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt
 
 
 class _Slot:
@@ -72,7 +91,8 @@ class LlamaCppEngine:
         llama_cpp.llama_backend_init()
         _log_tail.clear()
         self.path, self.parallel, self.threads = path, parallel, threads
-        model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
+        with _interrupts_wait():
+            model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
         if model is None:
             raise RpamError(f"{path}: llama.cpp can't load it ({_last_log_line()}).")
         self._model = model
@@ -203,7 +223,8 @@ class LlamaCppEngine:
         params.n_ctx = parallel * (-(-room // 256) * 256)
         params.n_batch = params.n_ctx
         params.n_threads = params.n_threads_batch = self.threads
-        context = llama_cpp.llama_init_from_model(self._model, params)
+        with _interrupts_wait():
+            context = llama_cpp.llama_init_from_model(self._model, params)
         if context is None:
             raise RpamError(
                 f"{self.path}: llama.cpp can't make a context of {params.n_ctx} tokens ({_last_log_line()}); "

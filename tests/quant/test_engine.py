@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -147,3 +149,19 @@ def test_length_is_told_apart_by_what_became_of_the_think_block() -> None:
     blocks = summarize(records, 8).blocks
     assert [(b.share, b.tokens) for b in blocks.values()] == [(0.25, 5.0), (0.5, 100.0), (0.25, 300.0)]
     assert summarize(records[:1], 8).blocks["open"].tokens is None
+
+
+def test_an_interrupt_while_llama_cpp_logs_is_kept(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ctypes drops an exception that is raised inside a callback."""
+    real = llama_cpp.llama_model_load_from_file
+
+    def load(*arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        return real(*arguments)
+
+    monkeypatch.setattr(llama_cpp, "llama_model_load_from_file", load)
+    with pytest.raises(KeyboardInterrupt):
+        LlamaCppEngine(model)
+    monkeypatch.undo()
+    with LlamaCppEngine(model) as engine:
+        assert engine.chat_prompt("1 + 1?")

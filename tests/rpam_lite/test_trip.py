@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from quant.evaluate import read_records
 from rpam_lite.fit.__main__ import Quiet
 from rpam_lite.pipeline.stage import Run
-from rpam_lite.pipeline.trip import STAGES, verify_again
+from rpam_lite.pipeline.trip import verify_again
 from rpam_lite.recipe import load_recipe
 from tests.conftest import ROOT
 
@@ -153,10 +153,10 @@ def start(folder: Path, stage: str) -> subprocess.Popen[bytes]:
     return process
 
 
-def test_killed_in_every_stage_and_started_again_it_ends_in_the_same_bytes(trip: Path, tmp_path: Path) -> None:
+def test_killed_in_five_stages_and_started_again_it_ends_in_the_same_bytes(trip: Path, tmp_path: Path) -> None:
     write_recipe(tmp_path)
     killed = []
-    for number, stage in enumerate(STAGES):
+    for number, stage in enumerate(("label", "capture", "fit", "merge", "eval")):
         process = start(tmp_path, stage)
         time.sleep(0.2 * (number % 3))
         process.kill()
@@ -249,7 +249,7 @@ def test_two_processes_fit_what_one_fits(trip: Path, tmp_path: Path) -> None:
     result = subprocess.run(
         [*launcher, "-m", "rpam_lite.fit", "tiny.yaml"],
         cwd=tmp_path / "copy",
-        env=ENVIRONMENT,
+        env=ENVIRONMENT | {"OMP_WAIT_POLICY": "PASSIVE"},  # four threads on two cores would spin
         capture_output=True,
         text=True,
         check=False,
