@@ -26,7 +26,8 @@ from bench.pair import make_pair, random_questions
 from rpam_lite.checkpoint.source import CheckpointSource
 from rpam_lite.fit.batches import load_batches, micro_batches, question_shares
 from rpam_lite.fit.coefficients import grouping
-from rpam_lite.fit.gradient import Problem, Stores, joint_gradient, layer_terms, weighted_terms
+from rpam_lite.fit.gradient import joint_gradient, layer_terms
+from rpam_lite.fit.problem import Problem, Stores, weighted_terms
 from rpam_lite.fit.setup import open_stores, work_size
 from rpam_lite.recipe import Fit
 from rpam_lite.streaming.activations import load_questions

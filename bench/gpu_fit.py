@@ -25,7 +25,8 @@ import torch
 from bench.pair import random_questions
 from rpam_lite.fit.batches import load_batches, micro_batches, question_shares
 from rpam_lite.fit.coefficients import grouping
-from rpam_lite.fit.gradient import Problem, Stores, joint_gradient
+from rpam_lite.fit.gradient import joint_gradient
+from rpam_lite.fit.problem import Problem, Stores
 from rpam_lite.recipe import Fit
 from rpam_lite.streaming.capture import capture
 from rpam_lite.streaming.ends import Ends

@@ -21,8 +21,8 @@ from recipes.tiny.tokenizer import TURN_END, TURN_START
 from rpam_lite.checkpoint.source import CheckpointSource
 from rpam_lite.fit.batches import load_batches, micro_batches, question_shares
 from rpam_lite.fit.coefficients import grouping
-from rpam_lite.fit.gradient import Problem, Stores
 from rpam_lite.fit.joint import Fitted, fit_jointly
+from rpam_lite.fit.problem import Problem, Stores
 from rpam_lite.fit.sequential import ITERATIONS, fit_sequentially
 from rpam_lite.recipe import Fit
 from rpam_lite.streaming.activations import CalibrationSet

@@ -20,6 +20,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 ParentName = Literal["long", "short"]
+OURS = "rpam"  # the merge method that fits coefficients
 
 
 class _Section(BaseModel):
@@ -140,7 +141,7 @@ class Fit(_Section):
 class Merge(_Section):
     """How the merged checkpoint is made and written."""
 
-    method: str = Field("rpam", description="rpam: fitted coefficients; others as `rpam methods` lists them")
+    method: str = Field(OURS, description="rpam: fitted coefficients; others as `rpam methods` lists them")
     options: dict[str, float] = Field({}, description="of another method than rpam")
     dtype: Literal["float16", "bfloat16", "float32"] = "float16"
     shard_size: Size = Field(5 * 10**9, description="most bytes of weights a file")

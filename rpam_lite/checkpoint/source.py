@@ -81,12 +81,13 @@ class CheckpointSource:
             raise RpamError(f"{folder}: no such checkpoint folder; check the path under `parents` in the recipe.")
         self.config: dict[str, Any] = read_json(folder / "config.json", "the checkpoint's config")
         self._extent_of: dict[str, Extent] = {}
-        for file in self._weight_files():
+        named = self._read_index()
+        for file in self._weight_files(named):
             extents = read_header(file)
             if twice := sorted(extents.keys() & self._extent_of.keys()):
                 raise RpamError(f"{file}: holds {twice[0]}, which another file of the folder holds too; remove one.")
             self._extent_of |= extents
-        self._refuse_another_index()
+        self._refuse_another_index(named)
 
     def names(self) -> list[str]:
         """Tensor names, sorted."""
@@ -113,15 +114,21 @@ class CheckpointSource:
         extent = self._extent_of[name]
         read_bytes(extent.file, extent.offset, out.view(-1).view(torch.uint8))
 
-    def _weight_files(self) -> list[Path]:
+    def _read_index(self) -> dict[str, str]:
+        """File by tensor name; empty without an index."""
         index = self.folder / INDEX
-        if index.exists():
-            shards = read_json(index, "the shard index").get("weight_map")
-            if not isinstance(shards, dict) or not shards or not all(isinstance(s, str) for s in shards.values()):
-                raise RpamError(f"{index}: has no `weight_map`; download the checkpoint again.")
-            if outside := next((s for s in shards.values() if Path(s).name != s), None):
-                raise RpamError(f"{index}: names {outside!r}, which is no file of this folder; download it again.")
-            return [self.folder / shard for shard in sorted(set(shards.values()))]
+        if not index.exists():
+            return {}
+        named = read_json(index, "the shard index").get("weight_map")
+        if not isinstance(named, dict) or not named or not all(isinstance(s, str) for s in named.values()):
+            raise RpamError(f"{index}: has no `weight_map`; download the checkpoint again.")
+        if outside := next((s for s in named.values() if Path(s).name != s), None):
+            raise RpamError(f"{index}: names {outside!r}, which is no file of this folder; download it again.")
+        return named
+
+    def _weight_files(self, named: dict[str, str]) -> list[Path]:
+        if named:
+            return [self.folder / shard for shard in sorted(set(named.values()))]
         single = self.folder / "model.safetensors"
         if single.exists():
             return [single]
@@ -130,18 +137,14 @@ class CheckpointSource:
                 f"{self.folder}: holds pickle weights (.bin) only, which can run code when read; "
                 "convert them with transformers: save_pretrained(..., safe_serialization=True)."
             )
-        raise RpamError(f"{self.folder}: has neither model.safetensors nor model.safetensors.index.json.")
+        raise RpamError(f"{self.folder}: has neither model.safetensors nor {INDEX}.")
 
-    def _refuse_another_index(self) -> None:
+    def _refuse_another_index(self, named: dict[str, str]) -> None:
         """The index and the shards must tell the same of every tensor."""
-        index = self.folder / INDEX
-        if not index.exists():
-            return
-        named = read_json(index, "the shard index")["weight_map"]
-        for name in sorted(named.keys() | self._extent_of.keys()):
+        for name in sorted(named.keys() | self._extent_of.keys()) if named else ():
             found = self._extent_of[name].file.name if name in self._extent_of else "no file"
             if named.get(name) != found:
                 raise RpamError(
-                    f"{index}: puts {name} into {named.get(name, 'no file')}, and {found} holds it; "
+                    f"{self.folder / INDEX}: puts {name} into {named.get(name, 'no file')}, and {found} holds it; "
                     "download the index and the shards again."
                 )

@@ -72,7 +72,7 @@ def write_weights(
     # A method that must see a tensor whole would compute it anew for every piece.
     whole = getattr(source, "whole", False)
     chunks = plan_chunks(shards, shapes, dtype, sys.maxsize if whole else chunk_values)
-    with _journal(folder, shards, key) as (done, note):
+    with _journal(folder, shards, f"{key} {len(chunks)} chunks") as (done, note):
         _allocate(folder, shards)
         step = begin(len(chunks))
         for _ in range(done):

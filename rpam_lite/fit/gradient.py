@@ -9,83 +9,19 @@ the gradient of full back-propagation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
 
 import torch
 
 from rpam_lite.fit import objective
 from rpam_lite.fit.batches import LayerTargets, MicroBatch
-from rpam_lite.fit.coefficients import Grouping
+from rpam_lite.fit.problem import TERMS, Problem, Reducer, Stores, weighted_terms
 from rpam_lite.recipe import Fit
-from rpam_lite.streaming.activations import CalibrationSet
 from rpam_lite.streaming.capture import check_finite, gather_positions
-from rpam_lite.streaming.ends import Ends
 from rpam_lite.streaming.merged import LambdaOf, lambda_gradient, merged_layer, merged_tensor
 from rpam_lite.streaming.next_token import head_gradient
-from rpam_lite.streaming.skeleton import LayerCall, Skeleton
-from rpam_lite.streaming.store import ActivationStore
-from rpam_lite.streaming.weights import LayerPairs, WeightSource
-
-TERMS = ("alignment", "contrastive", "kl")
-Reducer = Callable[[torch.Tensor], torch.Tensor]  # sums a vector over all processes
-
-
-@dataclass(frozen=True)
-class Problem:
-    """All that the objective is a function of, lambda aside.
-
-    Attributes:
-        skeleton: The architecture.
-        source: The decoder layers of both parents.
-        ends: Embedding, final norm and head of both.
-        grouping: Which tensors share a lambda.
-        questions: The calibration set.
-        batches: The micro-batches of this process.
-        captured: Folder with the parents' hidden states.
-        settings: The recipe's `fit` section.
-        dtype: What the layers compute in; lambda, losses and sums are at least fp32.
-    """
-
-    skeleton: Skeleton
-    source: WeightSource
-    ends: Ends
-    grouping: Grouping
-    questions: CalibrationSet
-    batches: Sequence[MicroBatch]
-    captured: Path
-    settings: Fit
-    dtype: torch.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.skeleton.device
-
-    def names(self, layer: int) -> dict[str, str]:
-        """Checkpoint names of a layer's tensors."""
-        return {t: self.skeleton.checkpoint_name(layer, t) for t in self.skeleton.layer_tensors(layer)}
-
-
-@dataclass(frozen=True)
-class Stores:
-    """Where one gradient keeps its tensors.
-
-    Attributes:
-        inputs: Every layer's input, and the last one's output [questions, length, hidden].
-        injected: Gradients that enter at the layers' outputs [questions, kept, hidden].
-        upstream: The gradient that travels down, as layer 0 [questions, length, hidden].
-    """
-
-    inputs: ActivationStore
-    injected: ActivationStore
-    upstream: ActivationStore
-
-
-def weighted_terms(problem: Problem) -> torch.Tensor:
-    """Weights of the three terms, float32 [3]."""
-    settings = problem.settings
-    return torch.tensor([settings.alignment_weight, settings.contrastive_weight, settings.kl_weight])
+from rpam_lite.streaming.skeleton import LayerCall
+from rpam_lite.streaming.weights import LayerPairs
 
 
 def layer_terms(

@@ -12,7 +12,8 @@ import torch
 from rpam_lite.checkpoint.files import whole_file
 from rpam_lite.errors import RpamError
 from rpam_lite.fit import objective
-from rpam_lite.fit.gradient import TERMS, Problem, Reducer, Stores, joint_gradient, weighted_terms
+from rpam_lite.fit.gradient import joint_gradient
+from rpam_lite.fit.problem import TERMS, Problem, Reducer, Stores, weighted_terms
 
 # The fit ends when the best loss of this many steps is not better than that before them by `tolerance`.
 PATIENCE = 10

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from rpam_lite.fit.gradient import Reducer
+from rpam_lite.fit.problem import Reducer
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from rpam_lite.checkpoint.arithmetic import broadcast
 from rpam_lite.checkpoint.files import whole_file
 from rpam_lite.fit.batches import LayerTargets, MicroBatch
-from rpam_lite.fit.gradient import Problem, Reducer
+from rpam_lite.fit.problem import Problem, Reducer
 from rpam_lite.streaming.capture import check_finite, gather_positions
 from rpam_lite.streaming.codec import Pair
 from rpam_lite.streaming.merged import merged_layer, merged_tensor

@@ -11,7 +11,7 @@ from rpam_lite.checkpoint.pair import open_pair
 from rpam_lite.checkpoint.source import ParentSource
 from rpam_lite.fit.batches import load_batches, question_shares
 from rpam_lite.fit.coefficients import grouping
-from rpam_lite.fit.gradient import Problem, Stores
+from rpam_lite.fit.problem import Problem, Stores
 from rpam_lite.recipe import Recipe
 from rpam_lite.streaming.activations import CalibrationSet
 from rpam_lite.streaming.ends import Ends

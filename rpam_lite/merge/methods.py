@@ -15,9 +15,9 @@ import torch
 
 from rpam_lite.errors import RpamError
 from rpam_lite.merge.task_vectors import Merge, scalar, through_peft
+from rpam_lite.recipe import OURS
 
 GROUP = "rpam_lite.merge_methods"
-OURS = "rpam"  # fitted coefficients; not a function of two tensors alone
 
 
 class MergeMethod(Protocol):

@@ -15,7 +15,7 @@ from rpam_lite.pipeline.release import fit_as_released
 from rpam_lite.pipeline.stage import Run
 
 if TYPE_CHECKING:
-    from rpam_lite.fit.gradient import Reducer
+    from rpam_lite.fit.problem import Reducer
     from rpam_lite.fit.setup import Planned
 
 SCRATCH = "scratch"  # encoded layers and states of an unfinished run

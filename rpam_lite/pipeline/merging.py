@@ -13,6 +13,7 @@ from rpam_lite.checkpoint.files import read_json, write_json
 from rpam_lite.errors import RpamError
 from rpam_lite.pipeline.artefacts import merged_folder
 from rpam_lite.pipeline.stage import Run, identity, parent_folders
+from rpam_lite.recipe import OURS
 
 if TYPE_CHECKING:
     from rpam_lite.merge.apply import MergedSource, MethodSource
@@ -69,13 +70,12 @@ def _findings(run: Run) -> list[dict[str, Any]]:
 
 def _made_from(run: Run) -> dict[str, Any]:
     """What the merged config records of its origin."""
-    recipe = run.recipe
-    ours = recipe.merge.method == "rpam"
-    made_by = (
-        {"preset": recipe.fit.preset, "coefficients": identity(run.of("fit") / "coefficients.json")}
-        if ours
-        else {"options": recipe.merge.options, "seed": recipe.seed}
-    )
+    recipe, fit = run.recipe, run.of("fit")
+    made_by: dict[str, Any] = {"options": recipe.merge.options, "seed": recipe.seed}
+    if recipe.merge.method == OURS:
+        made_by = {"preset": recipe.fit.preset, "coefficients": identity(fit / "coefficients.json")}
+        if recipe.fit.preset == "release":
+            made_by["elements"] = identity(fit / "elements")
     return {
         "version": __version__,
         "method": recipe.merge.method,
@@ -98,7 +98,7 @@ def merged_source(run: Run) -> tuple[MergedSource | MethodSource, dict[str, Any]
     from rpam_lite.checkpoint.pair import aligned, open_parent
     from rpam_lite.fit import coefficients
     from rpam_lite.merge.apply import MergedSource, MethodSource
-    from rpam_lite.merge.methods import OURS, method_of
+    from rpam_lite.merge.methods import method_of
 
     recipe = run.recipe
     dtype = getattr(torch, recipe.merge.dtype)
@@ -119,7 +119,7 @@ def merged_source(run: Run) -> tuple[MergedSource | MethodSource, dict[str, Any]
 
 def methods_table() -> Table:
     """Every merge method with its needs, options and source."""
-    from rpam_lite.merge.methods import OURS, methods
+    from rpam_lite.merge.methods import methods
 
     table = Table(show_edge=False)
     table.add_column("merge.method", no_wrap=True)

@@ -9,6 +9,7 @@ from rpam_lite.errors import RpamError
 from rpam_lite.pipeline.merging import merged_source
 from rpam_lite.pipeline.stage import Run, is_done
 from rpam_lite.pipeline.trip import STAGES
+from rpam_lite.recipe import OURS
 
 
 def _require_fit(run: Run) -> None:
@@ -28,7 +29,6 @@ def write_mergekit(run: Run, file: Path) -> None:
     from export.mergekit import mergekit_config
     from rpam_lite.checkpoint.aligned import AlignedSource
     from rpam_lite.fit import coefficients
-    from rpam_lite.merge.methods import OURS
     from rpam_lite.streaming.skeleton import Skeleton
 
     recipe = run.recipe

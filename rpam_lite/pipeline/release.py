@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING, Any
 
 from rpam_lite.pipeline.stage import Run
@@ -33,19 +34,19 @@ def fit_as_released(run: Run) -> tuple[Coefficients, dict[str, Any]]:
     planned = plan_recipe(recipe, questions, run.folder)
     way, skeleton = planned.plan.way, planned.skeleton
     run.say("preset release: one coefficient a weight, fitted as the RPAM release does; its memory is not planned")
-    if (fitted := run.recipe.fit.model_fields_set - {"preset", "release"}) and fitted:
-        run.say(f"not read under this preset: {', '.join(f'`fit.{name}`' for name in sorted(fitted))}")
+    if unread := sorted(recipe.fit.model_fields_set - {"preset", "release"}):
+        run.say(f"not read under this preset: {', '.join(f'`fit.{name}`' for name in unread)}")
     prompts = padded_prompts(
         [ids[:length] for ids, length in zip(questions.token_ids, questions.prompt_lengths, strict=True)],
         settings.prompt_tokens,
         _pad(skeleton.config),
     )
-    source = WeightSource(
-        planned.long, planned.short, skeleton, way.codec, way.residency, skeleton.device, folder / "scratch"
-    )
+    scratch = folder / "scratch"
+    source = WeightSource(planned.long, planned.short, skeleton, way.codec, way.residency, skeleton.device, scratch)
     ends = Ends(planned.long, planned.short, skeleton, [prompts], way.chunk_rows, keep_head=False)
     step = run.progress.start("fitting as released", skeleton.layers)
     layers = fit_release(skeleton, source, ends, prompts, questions.is_long.tolist(), settings, way.dtype, folder, step)
+    shutil.rmtree(scratch, ignore_errors=True)
     outside = [skeleton.embedding, skeleton.head, *skeleton.tail]
     sums = {group_of(name, "element"): [1 - settings.start, 1] for name in outside}
     for layer in range(skeleton.layers):

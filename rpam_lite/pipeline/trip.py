@@ -11,7 +11,7 @@ from rpam_lite.patterns.label import PATTERN_VERSION
 from rpam_lite.pipeline import checking, fitting, merging, stages
 from rpam_lite.pipeline.measure import run_eval
 from rpam_lite.pipeline.stage import Run, Stage, execute, is_done, needed_by, parent_folders
-from rpam_lite.recipe import Recipe
+from rpam_lite.recipe import OURS, Recipe
 
 
 def _merged_folders(recipe: Recipe) -> list[Path]:
@@ -21,7 +21,7 @@ def _merged_folders(recipe: Recipe) -> list[Path]:
 
 def _fits(recipe: Recipe) -> bool:
     """Whether the method's coefficients must be fitted."""
-    return recipe.merge.method == "rpam"
+    return recipe.merge.method == OURS
 
 
 def _everything(recipe: Recipe) -> list[Path]:

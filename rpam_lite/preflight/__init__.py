@@ -15,14 +15,14 @@ from quant.gguf import quantization_types
 from rpam_lite.checkpoint.aligned import EMBEDDING
 from rpam_lite.checkpoint.pair import open_parent
 from rpam_lite.checkpoint.source import ParentSource
-from rpam_lite.merge.methods import OURS, method_of
+from rpam_lite.merge.methods import method_of
 from rpam_lite.preflight.configs import compare_configs, quantized_leftover
 from rpam_lite.preflight.findings import Finding, attempt, some
 from rpam_lite.preflight.machine import check_disk, check_memory
 from rpam_lite.preflight.questions import check_questions
 from rpam_lite.preflight.tensors import check_range, check_tensors
 from rpam_lite.preflight.tokens import check_template, compare_generation, compare_templates, compare_vocabularies
-from rpam_lite.recipe import Recipe
+from rpam_lite.recipe import OURS, Recipe
 from rpam_lite.streaming.skeleton import load_config
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rpam_lite.checkpoint.files import read_json, write_text
-from rpam_lite.recipe import Recipe
+from rpam_lite.recipe import OURS, Recipe
 from rpam_lite.report.plots import plot_frontier
 
 
@@ -18,7 +18,7 @@ def write_report(recipe: Recipe, run_folder: Path, folder: Path) -> None:
     rows = evaluation["rows"]
     plot_frontier(rows, folder / "frontier.png")
     fitted = ""
-    if recipe.merge.method == "rpam":
+    if recipe.merge.method == OURS:
         coefficients = read_json(run_folder / "fit" / "coefficients.json", "the coefficients file")
         log = read_json(run_folder / "fit" / "fit.json", "the fit's log")
         (folder / "coefficients.png").write_bytes((run_folder / "fit" / "coefficients.png").read_bytes())

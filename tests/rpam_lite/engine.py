@@ -10,7 +10,7 @@ import torch
 from rpam_lite.checkpoint.source import CheckpointSource
 from rpam_lite.fit.batches import load_batches, micro_batches, question_shares
 from rpam_lite.fit.coefficients import grouping
-from rpam_lite.fit.gradient import Problem, Stores
+from rpam_lite.fit.problem import Problem, Stores
 from rpam_lite.fit.setup import open_stores
 from rpam_lite.patterns.label import LabelledQuestion
 from rpam_lite.recipe import Capture, Fit

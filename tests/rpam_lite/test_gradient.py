@@ -13,7 +13,8 @@ from rpam_lite.checkpoint.arithmetic import broadcast
 from rpam_lite.errors import RpamError
 from rpam_lite.fit import objective
 from rpam_lite.fit.batches import LayerTargets
-from rpam_lite.fit.gradient import Problem, joint_gradient, layer_terms, weighted_terms
+from rpam_lite.fit.gradient import joint_gradient, layer_terms
+from rpam_lite.fit.problem import Problem, weighted_terms
 from tests.rpam_lite.engine import capture_pair, problem_of, stores_of
 from tests.rpam_lite.models import layer_outputs, save_pair
 
