@@ -6,9 +6,11 @@ Exit codes: 0 done; 1 something to mend, named in one sentence; 2 wrong usage; 3
 
 from __future__ import annotations
 
+import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -38,20 +40,44 @@ class Interrupted(Exception):  # noqa: N818 - not an error
     """Ctrl-C during a run."""
 
 
+@contextmanager
+def _interrupts_kept() -> Iterator[Callable[[], None]]:
+    """Gives a function that raises an interrupt again if it was lost.
+
+    Python drops an exception that is raised in a callback from C, in a finalizer or in some imports.
+    """
+    came: list[int] = []
+
+    def interrupt(number: int, frame: object) -> None:
+        came.append(number)
+        raise KeyboardInterrupt
+
+    def again() -> None:
+        if came:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield again
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 class Bars:
     """Progress bars on a terminal, a plain line a task elsewhere."""
 
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
+    def __init__(self, progress: Progress, check: Callable[[], None]) -> None:
+        self.progress, self.check = progress, check
 
     def start(self, what: str, total: int) -> Callable[[str], None]:
         """Begin a bar of `total` steps; call the result after each step."""
         if not self.progress.console.is_terminal:
             print(f"  {what} ({total} steps)", flush=True)
-            return lambda note: None
+            return lambda note: self.check()
         task = self.progress.add_task(what, total=total)
 
         def step(note: str) -> None:
+            self.check()
             self.progress.update(task, advance=1, description=f"{what} {escape(note)}" if note else what)
 
         return step
@@ -60,13 +86,14 @@ class Bars:
 def _with_run(recipe_path: Path, runs: Path, action: Callable[[Run], None]) -> None:
     recipe = load_recipe(recipe_path)
     columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(soft_wrap=True)) as progress:
+    with Progress(*columns, console=Console(soft_wrap=True)) as progress, _interrupts_kept() as check:
 
         def say(text: str) -> None:
+            check()
             progress.console.print(text, markup=False, highlight=False)
 
         try:
-            action(Run(recipe, runs / recipe.name, Bars(progress), say))
+            action(Run(recipe, runs / recipe.name, Bars(progress, check), say))
         except KeyboardInterrupt:
             # Further out it would end without a word.
             raise Interrupted from None

@@ -177,7 +177,7 @@ class Recipe(_Section):
     version: Literal[1]
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     seed: int = Field(1, ge=0)
-    threads: Positive = Field(2, description="of torch, in capture and fit")
+    threads: Positive = Field(2, description="of torch, in capture, statistics and fit")
     engine_threads: Positive = Field(
         2, description="of llama.cpp; its threads wait for each other by spinning, so stay below the idle cores"
     )

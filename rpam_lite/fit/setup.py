@@ -39,6 +39,15 @@ def plan_recipe(recipe: Recipe, questions: CalibrationSet, folder: Path) -> Plan
     """Choose how to work on this pair and calibration set; `folder` is where scratch files would go.
 
     Raises:
+        RpamError: As `plan_work`.
+    """
+    return plan_work(recipe, work_size(questions, recipe.capture.top_k), folder)
+
+
+def plan_work(recipe: Recipe, work: WorkSize, folder: Path) -> Planned:
+    """Choose how to do this much work on the recipe's pair; `folder` is where scratch files would go.
+
+    Raises:
         RpamError: The architecture can't be streamed, or the budget is too small.
     """
     parents = recipe.parents
@@ -46,7 +55,7 @@ def plan_recipe(recipe: Recipe, questions: CalibrationSet, folder: Path) -> Plan
     device = choose_device(recipe.memory)
     skeleton = Skeleton(donor.folder, device)
     stored = max(source.dtype(name).itemsize for source in (long, short) for name in source.names())
-    model, work = model_size(skeleton, stored), work_size(questions, recipe.capture.top_k)
+    model = model_size(skeleton, stored)
     budget = budget_of(recipe.memory, device, folder)
     codec = None if recipe.memory.codec == "auto" else recipe.memory.codec
     plan = choose(model, work, budget, codec, resident_bytes())

@@ -12,6 +12,7 @@ import torch
 from rpam_lite.checkpoint.arithmetic import interpolate, interpolate_rounded
 from rpam_lite.checkpoint.source import ParentSource, TensorSource
 from rpam_lite.merge.methods import MergeMethod
+from rpam_lite.merge.models import Tensors
 
 
 class ExactSource(TensorSource, Protocol):
@@ -87,6 +88,7 @@ class MethodSource:
         base: Their common base, if the method needs it.
         seed: The recipe's.
         dtype: What every merged tensor is rounded to, once.
+        statistics: What the method measured, by tensor name.
     """
 
     def __init__(
@@ -98,8 +100,9 @@ class MethodSource:
         base: ParentSource | None,
         seed: int,
         dtype: torch.dtype,
+        statistics: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
-        self.method, self.options = method, options
+        self.method, self.options, self.statistics = method, options, statistics or {}
         self.long, self.short, self.base, self.seed, self.dtype = long, short, base, seed, dtype
         self.whole = method.whole
         # The random numbers of torch belong to the process; and verification asks for one tensor several times.
@@ -128,7 +131,11 @@ class MethodSource:
             return self._exact(name)[start:stop]
         base = self.base.rows(name, start, stop).float() if self.base else None
         long, short = (source.rows(name, start, stop).float() for source in (self.long, self.short))
-        return self.method.merge(long, short, base, self.options, self._seed_of(name))
+        return self._merge(name, long, short, base)
+
+    def _merge(self, name: str, long: torch.Tensor, short: torch.Tensor, base: torch.Tensor | None) -> torch.Tensor:
+        tensors = Tensors(name, long, short, base, self.statistics.get(name), self._seed_of(name))
+        return self.method.merge(tensors, self.options)
 
     def _seed_of(self, name: str) -> int:
         return int.from_bytes(hashlib.sha256(f"{self.seed} {name}".encode()).digest()[:7], "big")
@@ -139,5 +146,5 @@ class MethodSource:
                 self._last = None
                 base = self.base.get(name).float() if self.base else None
                 long, short = (source.get(name).float() for source in (self.long, self.short))
-                self._last = name, self.method.merge(long, short, base, self.options, self._seed_of(name))
+                self._last = name, self._merge(name, long, short, base)
             return self._last[1]

@@ -6,6 +6,7 @@ entry-point group `rpam_lite.merge_methods`: each entry is an object with the at
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
@@ -14,10 +15,16 @@ from typing import Protocol
 import torch
 
 from rpam_lite.errors import RpamError
-from rpam_lite.merge.task_vectors import Merge, scalar, through_peft
+from rpam_lite.merge import activations, sensitivity
+from rpam_lite.merge.models import Measure, Merge, Options, Tensors
+from rpam_lite.merge.task_vectors import scalar, through_peft
+from rpam_lite.merge.wudi import wudi
 from rpam_lite.recipe import OURS
 
 GROUP = "rpam_lite.merge_methods"
+# Options that count something, and options that must be above 0.
+_COUNTS = ("bins", "sequences", "tokens", "samples", "steps")
+_POSITIVE = (*_COUNTS, "temperature", "learning_rate", "beta", "density")
 
 
 class MergeMethod(Protocol):
@@ -25,11 +32,12 @@ class MergeMethod(Protocol):
 
     Attributes:
         name: What the recipe calls it.
-        source: The paper.
-        needs: "base" if the common base must be given, else empty.
+        source: The paper's number on arXiv, or where else it is described.
+        needs: Of "base" (the common base must be given) and "capture" (the calibration set).
         whole: Whether it must see a tensor whole; else it is given some rows at a time, as many as may
             be. One that draws random numbers must be.
         options: The options it knows, with their defaults.
+        measure: What it measures on the models before it merges, by tensor name; None for nothing.
     """
 
     @property
@@ -37,55 +45,101 @@ class MergeMethod(Protocol):
     @property
     def source(self) -> str: ...
     @property
-    def needs(self) -> str: ...
+    def needs(self) -> frozenset[str]: ...
     @property
     def whole(self) -> bool: ...
     @property
-    def options(self) -> Mapping[str, float]: ...
+    def options(self) -> Options: ...
+    @property
+    def measure(self) -> Measure | None: ...
 
-    def merge(
-        self,
-        long: torch.Tensor,
-        short: torch.Tensor,
-        base: torch.Tensor | None,
-        options: Mapping[str, float],
-        seed: int,
-    ) -> torch.Tensor:
-        """The merged tensor.
-
-        Args:
-            long: The Long parent's tensor, float32.
-            short: The Short parent's, same shape.
-            base: The base's, same shape; None if the method does not need it.
-            options: All of the method's options.
-            seed: Differs from tensor to tensor; the same for the same recipe.
-
-        Returns:
-            float32, same shape.
-        """
+    def merge(self, tensors: Tensors, options: Options) -> torch.Tensor:
+        """The merged tensor, float32, of the parents' tensors of one name; `options` are all of them."""
         ...
 
 
 @dataclass(frozen=True)
 class Method:
-    """A `MergeMethod` made of a function."""
+    """A `MergeMethod` made of functions."""
 
     name: str
     source: str
-    needs: str
-    whole: bool
     merge: Merge
     options: Mapping[str, float] = field(default_factory=dict)
+    needs: frozenset[str] = frozenset()
+    whole: bool = False
+    measure: Measure | None = None
 
 
+_BASE, _BOTH = frozenset({"base"}), frozenset({"base", "capture"})
 _WEIGHTS = {"long": 0.5, "short": 0.5}
 _WHOLE = {"long": 1.0, "short": 1.0}  # TIES takes a mean itself
+_TIES = _WHOLE | {"density": 0.2}
+_TASK_ARITHMETIC, _TIES_MERGE = through_peft("task_arithmetic"), through_peft("ties")
 _BUILT_IN = (
-    Method("scalar", "plain interpolation", "", False, scalar, {"weight": 0.5}),
-    Method("task_arithmetic", "arXiv 2212.04089", "base", False, through_peft("task_arithmetic"), _WEIGHTS),
-    Method("ties", "arXiv 2306.01708", "base", True, through_peft("ties"), _WHOLE | {"density": 0.2}),
-    Method("dare_linear", "arXiv 2311.03099", "base", True, through_peft("dare_linear"), _WEIGHTS | {"density": 0.5}),
-    Method("dare_ties", "arXiv 2311.03099", "base", True, through_peft("dare_ties"), _WHOLE | {"density": 0.5}),
+    Method("scalar", "arXiv 2510.10977", scalar, {"weight": 0.5}),
+    Method("task_arithmetic", "arXiv 2212.04089", _TASK_ARITHMETIC, _WEIGHTS, _BASE),
+    Method("ties", "arXiv 2306.01708", _TIES_MERGE, _TIES, _BASE, whole=True),
+    Method(
+        "dare_linear",
+        "arXiv 2311.03099",
+        through_peft("dare_linear"),
+        _WEIGHTS | {"density": 0.5},
+        _BASE,
+        whole=True,
+    ),
+    Method("dare_ties", "arXiv 2311.03099", through_peft("dare_ties"), _WHOLE | {"density": 0.5}, _BASE, whole=True),
+    Method("wudi", "arXiv 2503.08099", wudi, {"steps": 300, "learning_rate": 1e-5}, _BASE, whole=True),
+    Method(
+        "aim",
+        "arXiv 2502.02421",
+        activations.activation_informed(_TASK_ARITHMETIC),
+        _WEIGHTS | {"omega": 0.4},
+        _BOTH,
+        measure=activations.mean_absolute_inputs,
+    ),
+    Method(
+        "aim_ties",
+        "arXiv 2502.02421",
+        activations.activation_informed(_TIES_MERGE),
+        _TIES | {"omega": 0.4},
+        _BOTH,
+        whole=True,
+        measure=activations.mean_absolute_inputs,
+    ),
+    Method(
+        "acm",
+        "arXiv 2505.14009",
+        activations.weighted_task_vectors,
+        {"temperature": 0.7, "bins": 64},
+        _BOTH,
+        measure=activations.mutual_informations,
+    ),
+    Method(
+        "react",
+        "arXiv 2511.10943",
+        activations.corrected,
+        {"weight": 0.5, "long": 0.7, "beta": 0.1, "strength": 0.3},
+        frozenset({"capture"}),
+        whole=True,
+        measure=activations.corrections,
+    ),
+    Method(
+        "fim",
+        "arXiv 2603.21705",
+        sensitivity.fisher_merge,
+        {"sequences": 8, "tokens": 64, "density": 0.2, "gate": 0.7, "drift": 0.05},
+        whole=True,
+        measure=sensitivity.fisher_weights,
+    ),
+    Method(
+        "sens",
+        "arXiv 2502.12420",
+        sensitivity.short_plus_share,
+        {"weight": 0.7, "temperature": 2.0, "samples": 100},
+        frozenset({"capture"}),
+        measure=sensitivity.sensitivity_weights,
+    ),
 )
 
 
@@ -121,6 +175,12 @@ def method_of(name: str, options: Mapping[str, float]) -> tuple[MergeMethod, dic
         knows = ", ".join(method.options) or "none"
         raise RpamError(f"`merge.options.{strange[0]}`: {name} has no such option; it has {knows}.")
     chosen = {**method.options, **options}
-    if not 0 < chosen.get("density", 1) <= 1:
-        raise RpamError(f"`merge.options.density` {chosen['density']:g}: must be above 0 and at most 1.")
+    for option, value in chosen.items():
+        whose = f"`merge.options.{option}` {value:g}"
+        if not math.isfinite(value) or (option in _POSITIVE and value <= 0):
+            raise RpamError(f"{whose}: must be {'above 0' if option in _POSITIVE else 'a finite number'}.")
+        if option == "density" and value > 1:
+            raise RpamError(f"{whose}: must be above 0 and at most 1.")
+        if option in _COUNTS and (value != int(value) or value < 2):
+            raise RpamError(f"{whose}: must be a whole number of at least 2.")
     return method, chosen

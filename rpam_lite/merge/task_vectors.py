@@ -9,39 +9,33 @@ dare_ties         that random share, then the sign election of TIES
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
 
 from rpam_lite.checkpoint.arithmetic import interpolate
-
-Options = Mapping[str, float]
-Merge = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None, Options, int], torch.Tensor]
+from rpam_lite.merge.models import Merge, Options, Tensors
 
 
-def scalar(
-    long: torch.Tensor, short: torch.Tensor, base: torch.Tensor | None, options: Options, seed: int
-) -> torch.Tensor:
+def scalar(tensors: Tensors, options: Options) -> torch.Tensor:
     """S + weight * (L - S)."""
-    return interpolate(short, long, options["weight"])
+    return interpolate(tensors.short, tensors.long, options["weight"])
 
 
 def through_peft(function: str) -> Merge:
     """The method that peft has under this name."""
 
-    def merge(
-        long: torch.Tensor, short: torch.Tensor, base: torch.Tensor | None, options: Options, seed: int
-    ) -> torch.Tensor:
+    def merge(tensors: Tensors, options: Options) -> torch.Tensor:
         from peft.utils import merge_utils
 
-        assert base is not None
+        assert tensors.base is not None
         combine: Callable[..., torch.Tensor] = getattr(merge_utils, function)
         weights = torch.tensor([options["long"], options["short"]])
         density = [options["density"]] if "density" in options else []
         with torch.random.fork_rng(devices=[]) if density else nullcontext():
             if density:
-                torch.manual_seed(seed)
-            return base + combine([long - base, short - base], weights, *density)
+                torch.manual_seed(tensors.seed)
+            return tensors.base + combine(tensors.task_vectors, weights, *density)
 
     return merge

@@ -13,6 +13,7 @@ from rpam_lite.checkpoint.files import read_json, write_json
 from rpam_lite.errors import RpamError
 from rpam_lite.pipeline.artefacts import merged_folder
 from rpam_lite.pipeline.stage import Run, identity, parent_folders
+from rpam_lite.pipeline.statistics import FILE, is_measured, load_statistics
 from rpam_lite.recipe import OURS
 
 if TYPE_CHECKING:
@@ -72,6 +73,8 @@ def _made_from(run: Run) -> dict[str, Any]:
     """What the merged config records of its origin."""
     recipe, fit = run.recipe, run.of("fit")
     made_by: dict[str, Any] = {"options": recipe.merge.options, "seed": recipe.seed}
+    if (statistics := run.of("statistics") / FILE).exists() and is_measured(recipe):
+        made_by["statistics"] = identity(statistics)
     if recipe.merge.method == OURS:
         made_by = {"preset": recipe.fit.preset, "coefficients": identity(fit / "coefficients.json")}
         if recipe.fit.preset == "release":
@@ -107,14 +110,14 @@ def merged_source(run: Run) -> tuple[MergedSource | MethodSource, dict[str, Any]
         fitted = coefficients.load(run.of("fit") / "coefficients.json")
         return MergedSource(long, short, fitted.of, dtype), dict(donor.config), donor.folder
     method, options = method_of(recipe.merge.method, recipe.merge.options)
-    if method.needs == "base" and recipe.parents.base is None:
-        raise RpamError(f"`merge.method` {method.name!r} works on task vectors: name the base under `parents.base`.")
-    base = aligned(open_parent(recipe.parents.base), donor) if method.needs == "base" and recipe.parents.base else None
-    return (
-        MethodSource(method, options, long, short, base, recipe.seed, dtype),
-        dict(donor.config),
-        donor.folder,
-    )
+    base = None
+    if "base" in method.needs:
+        if recipe.parents.base is None:
+            raise RpamError(f"`merge.method` {method.name!r} needs the common base: name it under `parents.base`.")
+        base = aligned(open_parent(recipe.parents.base), donor)
+    measured = load_statistics(run) if method.measure is not None else {}
+    source = MethodSource(method, options, long, short, base, recipe.seed, dtype, measured)
+    return source, dict(donor.config), donor.folder
 
 
 def methods_table() -> Table:
@@ -123,11 +126,13 @@ def methods_table() -> Table:
 
     table = Table(show_edge=False)
     table.add_column("merge.method", no_wrap=True)
-    for column in ("needs", "sees", "merge.options", "source"):
-        table.add_column(column)
-    table.add_row(OURS, "labels, capture, fit", "rows", "see `fit`", "arXiv 2601.03506")
+    for column in ("needs", "sees", "merge.options"):
+        table.add_column(column, overflow="fold")
+    table.add_column("source", no_wrap=True)
+    table.add_row(OURS, "capture, fit", "rows", "see `fit`", "2601.03506")
     for method in methods().values():
         options = ", ".join(f"{name}: {value:g}" for name, value in method.options.items())
-        seen = "whole tensors" if method.whole else "rows"
-        table.add_row(method.name, method.needs or "nothing", seen, options, method.source)
+        seen = "tensors" if method.whole else "rows"
+        needs = ", ".join(sorted(method.needs)) or "nothing"
+        table.add_row(method.name, needs, seen, options, method.source.removeprefix("arXiv "))
     return table

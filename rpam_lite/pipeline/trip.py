@@ -8,7 +8,7 @@ from quant.evaluate import RECORD_VERSION
 from quant.tasks.grader import GRADER_VERSION
 from rpam_lite.errors import RpamError
 from rpam_lite.patterns.label import PATTERN_VERSION
-from rpam_lite.pipeline import checking, fitting, merging, stages
+from rpam_lite.pipeline import checking, fitting, merging, stages, statistics
 from rpam_lite.pipeline.measure import run_eval
 from rpam_lite.pipeline.stage import Run, Stage, execute, is_done, needed_by, parent_folders
 from rpam_lite.recipe import OURS, Recipe
@@ -27,6 +27,8 @@ def _fits(recipe: Recipe) -> bool:
 def _everything(recipe: Recipe) -> list[Path]:
     return [*_merged_folders(recipe), recipe.label.questions, recipe.eval.questions]
 
+
+_MEASURED = {"method", "options", "donor"}
 
 _ORDER = (
     Stage(
@@ -61,7 +63,7 @@ _ORDER = (
         lambda r: [r.seed, r.threads, r.merge.donor, r.memory.model_dump(), r.capture.model_dump()],
         parent_folders,
         fitting.run_capture,
-        applies=_fits,
+        applies=statistics.is_captured,
     ),
     Stage(
         "fit",
@@ -73,9 +75,18 @@ _ORDER = (
         applies=_fits,
     ),
     Stage(
+        "statistics",
+        "Measure what the merge method needs.",
+        ("capture",),
+        lambda r: [r.seed, r.threads, r.merge.model_dump(include=_MEASURED), r.memory.model_dump()],
+        _merged_folders,
+        statistics.run_statistics,
+        applies=statistics.is_measured,
+    ),
+    Stage(
         "merge",
         "Write the merged checkpoint.",
-        ("fit",),
+        ("fit", "statistics"),
         lambda r: [r.name, r.seed, r.merge.model_dump()],
         _merged_folders,
         merging.run_merge,
@@ -149,7 +160,7 @@ def run_one(name: str, run: Run) -> None:
     if name != "check" and not is_done(STAGES["check"], STAGES, run):
         _run(STAGES["check"], run)
     if not STAGES[name].applies(run.recipe):
-        raise RpamError(f"`merge.method` is {run.recipe.merge.method!r}, which fits nothing; {name!r} is not needed.")
+        raise RpamError(f"`merge.method` is {run.recipe.merge.method!r}, which does without {name!r}.")
     for needed in needed_by(STAGES[name], STAGES, run.recipe):
         if not is_done(STAGES[needed], STAGES, run):
             raise RpamError(

@@ -52,11 +52,16 @@ def check(recipe: Recipe, run_folder: Path) -> list[Finding]:
     donor = recipe.merge.donor
     if donor in configs and not any(f.level == "ERROR" for f in findings):
         findings += check_disk(sources[donor], configs[donor], recipe, run_folder)
-        if recipe.merge.method == OURS:
+        if _is_streamed(recipe):
             stored = max(s.dtype(n).itemsize for s in sources.values() for n in s.names())
             findings += check_memory(configs[donor], stored, recipe, run_folder)
     order = {"ERROR": 0, "WARNING": 1, "INFO": 2}
     return sorted(dict.fromkeys(findings), key=lambda f: order[f.level])
+
+
+def _is_streamed(recipe: Recipe) -> bool:
+    """Whether models will be run layer by layer, for the fit or for a method's statistics."""
+    return recipe.merge.method == OURS or method_of(recipe.merge.method, recipe.merge.options)[0].measure is not None
 
 
 def _check_pair(recipe: Recipe, sources: dict[str, ParentSource], configs: dict[str, Any]) -> list[Finding]:
@@ -103,7 +108,7 @@ def _check_method(recipe: Recipe) -> list[Finding]:
             findings.append(Finding("ERROR", "method", message, key="merge.options"))
         return findings
     found = attempt(findings, "method", partial(method_of, merge.method, merge.options))
-    if found is not None and found[0].needs == "base" and recipe.parents.base is None:
-        message = f"`merge.method` {merge.method!r} works on task vectors and there is no `parents.base`."
+    if found is not None and "base" in found[0].needs and recipe.parents.base is None:
+        message = f"`merge.method` {merge.method!r} needs the common base and there is no `parents.base`."
         findings.append(Finding("ERROR", "method", message, "needs the common base", "parents.base"))
     return findings

@@ -11,6 +11,7 @@ from typing import Any
 
 from rpam_lite.checkpoint.source import ParentSource
 from rpam_lite.errors import RpamError
+from rpam_lite.merge.methods import method_of
 from rpam_lite.preflight.findings import Finding
 from rpam_lite.recipe import OURS, Recipe
 from rpam_lite.streaming.machine import budget_of, choose_device, resident_bytes
@@ -55,7 +56,8 @@ def check_disk(source: ParentSource, config: Any, recipe: Recipe, run_folder: Pa
 
 def _bytes_by_stage(source: ParentSource, config: Any, recipe: Recipe) -> dict[str, int]:
     values = sum(prod(source.shape(name)) for name in source.names())
-    hidden = config.hidden_size * config.num_hidden_layers if recipe.merge.method == OURS else 0
+    captured = recipe.merge.method == OURS or "capture" in method_of(recipe.merge.method, {})[0].needs
+    hidden = config.hidden_size * config.num_hidden_layers if captured else 0
     merged = values * (4 if recipe.merge.dtype == "float32" else 2)
     gguf = values * (4 if recipe.export.type == "F32" else 2)
     tokens = 2 * recipe.capture.questions_per_class * _TOKENS

@@ -8,8 +8,10 @@ architecture by name, except to refuse it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +158,20 @@ class Skeleton:
         states: torch.Tensor = output[0] if isinstance(output, tuple) else output
         return states
 
+    @contextmanager
+    def linear_inputs(self, layer: int, see: Callable[[str, torch.Tensor], None]) -> Iterator[None]:
+        """Within it, `see` gets the name (within the layer) and the input of every linear layer that runs."""
+        hooks = [
+            module.register_forward_pre_hook(partial(_tell, see, name))
+            for name, module in self._layers[layer].named_modules()
+            if isinstance(module, torch.nn.Linear)
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
     def final_norm(self, hidden: torch.Tensor, tail: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """What the decoder does after its last layer.
 
@@ -194,6 +210,10 @@ class Skeleton:
         output = torch.func.functional_call(self._model, {self._head_parameter: head}, kwargs=arguments)
         logits: torch.Tensor = output.logits[0]
         return logits
+
+
+def _tell(see: Callable[[str, torch.Tensor], None], name: str, module: torch.nn.Module, args: Any) -> None:
+    see(name, args[0])
 
 
 def load_config(folder: Path) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import yaml
 
 from rpam_lite import __version__
+from rpam_lite.cli import _interrupts_kept
 from rpam_lite.errors import missing_package
 from rpam_lite.pipeline.trip import STAGES
 from tests.conftest import ROOT
@@ -96,3 +98,13 @@ def test_a_missing_package_names_the_command_that_installs_it(package: str, extr
     assert error is not None
     assert f"pip install 'rpam_lite[{extra}]'" in str(error)
     assert missing_package(ModuleNotFoundError(name="somewhere_else")) is None
+
+
+def test_an_interrupt_that_was_dropped_is_raised_again() -> None:
+    with _interrupts_kept() as check:
+        check()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            check()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

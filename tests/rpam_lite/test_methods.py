@@ -19,7 +19,9 @@ from rpam_lite.errors import RpamError
 from rpam_lite.merge import methods
 from rpam_lite.merge.apply import MethodSource
 from rpam_lite.merge.methods import method_of
+from rpam_lite.merge.models import Tensors
 from rpam_lite.merge.verify import verify
+from rpam_lite.merge.wudi import interference
 from tests.conftest import make_checkpoint
 
 
@@ -32,7 +34,7 @@ def tensors(*shape: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def run(name: str, parts: tuple[torch.Tensor, ...], **options: float) -> Any:
     method, chosen = method_of(name, options)
-    return method.merge(*parts, chosen, 1).numpy().astype(np.float64)  # type: ignore[call-arg]
+    return method.merge(Tensors("some", *parts, seed=1), chosen).numpy().astype(np.float64)
 
 
 def as_double(*values: torch.Tensor) -> list[Any]:
@@ -97,6 +99,20 @@ def test_dare_ties_keeps_the_elected_sign() -> None:
     assert 0.2 < (np.abs(found) < 1e-6).mean() < 0.3
 
 
+def test_wudi_lowers_the_interference_of_linear_layers_only() -> None:
+    long, short, base = tensors(16, 12)
+    vectors = [long - base, short - base]
+    method, options = method_of("wudi", {"steps": 200, "learning_rate": 1e-2})
+    found = method.merge(Tensors("model.layers.0.mlp.up_proj.weight", long, short, base), options) - base
+    # The closed form of the minimum: t (sum_k C_k) = sum_k t_k C_k with C_k = t_k^T t_k / |t_k|^2.
+    grams = [v.T @ v / v.square().sum() for v in vectors]
+    best = sum(v @ g for v, g in zip(vectors, grams, strict=True)) @ torch.linalg.inv(sum(grams))  # type: ignore[arg-type]
+    lowest, reached, start = (float(interference(t, vectors)) for t in (best, found, sum(vectors)))  # type: ignore[arg-type]
+    assert lowest < reached < lowest + 0.05 * (start - lowest)
+    outside = method.merge(Tensors("model.embed_tokens.weight", long, short, base), options)
+    torch.testing.assert_close(outside, base + (vectors[0] + vectors[1]) / 2)
+
+
 @pytest.fixture
 def triple(pair: Path, tokenizer: Any) -> Path:
     make_checkpoint(pair / "base", 3, tokenizer)
@@ -106,11 +122,11 @@ def triple(pair: Path, tokenizer: Any) -> Path:
 def source_of(folder: Path, name: str, **options: float) -> MethodSource:
     long, short, _ = open_pair(folder / "long", folder / "short", None, "long")
     method, chosen = method_of(name, options)
-    base = CheckpointSource(folder / "base") if method.needs == "base" else None
+    base = CheckpointSource(folder / "base") if "base" in method.needs else None
     return MethodSource(method, chosen, long, short, base, 7, torch.bfloat16)
 
 
-@pytest.mark.parametrize("name", list(methods.methods()))
+@pytest.mark.parametrize("name", [m.name for m in methods.methods().values() if m.measure is None])
 def test_written_and_verified_the_same_bytes_on_any_number_of_threads(triple: Path, tmp_path: Path, name: str) -> None:
     found = []
     for threads in (1, 2):
@@ -139,13 +155,11 @@ def test_each_tensor_has_its_own_random_numbers(triple: Path) -> None:
 class Mine:
     """What another package would bring."""
 
-    name, source, needs, whole = "mine", "nowhere", "", False
+    name, source, needs, whole, measure = "mine", "nowhere", frozenset[str](), False, None
     options: Mapping[str, float] = {"more": 1.0}
 
-    def merge(
-        self, long: torch.Tensor, short: torch.Tensor, base: None, options: Mapping[str, float], seed: int
-    ) -> torch.Tensor:
-        return short + options["more"]
+    def merge(self, tensors: Tensors, options: Mapping[str, float]) -> torch.Tensor:
+        return tensors.short + options["more"]
 
 
 def entry(name: str, load: Any) -> SimpleNamespace:
@@ -165,8 +179,11 @@ def test_what_is_wrong_with_a_method_is_named(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(RpamError, match=r"`merge\.options\.k`: ties has no such option; it has long, short, density"):
         method_of("ties", {"k": 0.2})
     for density in (-1.0, 0.0, 1.5):
-        with pytest.raises(RpamError, match="must be above 0 and at most 1"):
+        with pytest.raises(RpamError, match="must be above 0"):
             method_of("dare_linear", {"density": density})
+    for option, value in (("steps", 2.5), ("steps", -1.0), ("learning_rate", 0.0), ("learning_rate", float("inf"))):
+        with pytest.raises(RpamError, match=f"`merge.options.{option}` .*must be"):
+            method_of("wudi", {option: value})
     monkeypatch.setattr(methods, "entry_points", lambda group: [entry("ties", Mine)])
     with pytest.raises(RpamError, match="that name is taken"):
         methods.methods()

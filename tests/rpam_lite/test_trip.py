@@ -229,6 +229,21 @@ def test_another_method_needs_no_fit_and_records_itself(trip: Path, tmp_path: Pa
     assert (run / "merge/tiny/model.safetensors").read_bytes() == before
 
 
+def test_a_method_that_measures_first(trip: Path, tmp_path: Path) -> None:
+    shutil.copytree(trip, tmp_path / "copy")
+    write_recipe(tmp_path / "copy", merge={"method": "acm", "options": {"temperature": 0.5}})
+    run = tmp_path / "copy" / "runs/tiny"
+    assert "acm: measured for" in rpam(tmp_path / "copy", "statistics", "tiny.yaml")
+    assert "verified: " in rpam(tmp_path / "copy", "merge", "tiny.yaml")
+    measured = load_file(run / "statistics/statistics.safetensors")
+    name = "model.layers.3.mlp.up_proj.weight"
+    parents = [load_file(ROOT / f"recipes/tiny/{p}/model.safetensors")[name].float() for p in ("base", "long", "short")]
+    expected = parents[0] + sum(w * (p - parents[0]) for w, p in zip(measured[name], parents[1:], strict=True))
+    assert torch.equal(load_file(run / "merge/tiny/model.safetensors")[name], expected.half())
+    assert "statistics" in json.loads((run / "merge/tiny/config.json").read_text())["rpam_lite"]
+    assert not list((run / "statistics").rglob("scratch"))
+
+
 def test_a_damaged_file_is_made_again(trip: Path, tmp_path: Path) -> None:
     shutil.copytree(trip, tmp_path / "copy")
     run = tmp_path / "copy" / "runs/tiny"

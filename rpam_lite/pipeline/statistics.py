@@ -1,0 +1,109 @@
+"""The statistics stage: what a merge method measures on the models before it merges."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from rpam_lite.pipeline.stage import Run
+from rpam_lite.recipe import OURS, Recipe
+
+if TYPE_CHECKING:
+    import torch
+
+    from rpam_lite.merge.models import Models
+
+FILE = "statistics.safetensors"
+
+
+def is_measured(recipe: Recipe) -> bool:
+    """Whether the recipe's method measures anything."""
+    if recipe.merge.method == OURS:
+        return False
+    from rpam_lite.merge.methods import method_of
+
+    return method_of(recipe.merge.method, {})[0].measure is not None
+
+
+def is_captured(recipe: Recipe) -> bool:
+    """Whether the recipe's method needs the calibration set."""
+    if recipe.merge.method == OURS:
+        return True
+    from rpam_lite.merge.methods import method_of
+
+    return "capture" in method_of(recipe.merge.method, {})[0].needs
+
+
+def run_statistics(run: Run) -> None:
+    """Measure, and keep the result."""
+    import torch
+    from safetensors.torch import save_file
+
+    from rpam_lite.checkpoint.files import whole_file
+    from rpam_lite.merge.methods import method_of
+
+    recipe, folder = run.recipe, run.of("statistics")
+    torch.set_num_threads(recipe.threads)
+    method, options = method_of(recipe.merge.method, recipe.merge.options)
+    assert method.measure is not None
+    found = method.measure(_models(run, options), options)
+    with whole_file(folder / FILE) as part:
+        save_file({name: tensor.contiguous().clone() for name, tensor in found.items()}, part)
+    shutil.rmtree(folder / "scratch", ignore_errors=True)
+    run.say(f"{method.name}: measured for {len(found)} tensors")
+
+
+def load_statistics(run: Run) -> dict[str, torch.Tensor]:
+    """What the method measured, by tensor name."""
+    from safetensors.torch import load_file
+
+    found: dict[str, torch.Tensor] = load_file(run.of("statistics") / FILE)
+    return found
+
+
+def _models(run: Run, options: Mapping[str, float]) -> Models:
+    """The recipe's models, to be run in the way that its memory budget allows."""
+    import torch
+
+    from rpam_lite.checkpoint.pair import aligned, open_parent
+    from rpam_lite.fit.batches import micro_batches
+    from rpam_lite.fit.setup import plan_work, work_size
+    from rpam_lite.merge.models import Models
+    from rpam_lite.streaming.activations import load_questions
+    from rpam_lite.streaming.ends import Ends
+    from rpam_lite.streaming.passes import Streamed
+    from rpam_lite.streaming.plan import describe
+    from rpam_lite.streaming.store import ActivationStore, open_store
+    from rpam_lite.streaming.weights import WeightSource
+    from rpam_lite.streaming.work import estimated_work
+
+    recipe, scratch = run.recipe, run.of("statistics") / "scratch"
+    questions = load_questions(run.of("capture")) if is_captured(recipe) else None
+    work = (
+        work_size(questions, recipe.capture.top_k)
+        if questions is not None
+        else estimated_work(recipe, int(options["sequences"]), int(options["tokens"]))
+    )
+    planned = plan_work(recipe, work, run.folder)
+    run.say(f"plan: {describe(planned.plan.way)}")
+    way, skeleton = planned.plan.way, planned.skeleton
+    sources = {"long": planned.long, "short": planned.short}
+    if recipe.parents.base is not None:
+        sources["base"] = aligned(open_parent(recipe.parents.base), run.pair().donor)
+
+    def open_model(model: str | float, token_ids: Sequence[torch.Tensor]) -> Streamed:
+        other = "base" if model == "base" else "short"
+        value = torch.tensor({"long": 1.0, "short": 0.0, "base": 0.0}[model] if isinstance(model, str) else model)
+        long, short = sources["long"], sources[other]
+        source = WeightSource(long, short, skeleton, way.codec, way.residency, skeleton.device, scratch / other)
+        ends = Ends(long, short, skeleton, token_ids, way.chunk_rows, way.keep_head)
+        return Streamed(source, ends, lambda name: value.to(skeleton.device), way.dtype)
+
+    def open_sequences(shapes: Sequence[tuple[int, ...]]) -> ActivationStore:
+        return open_store(way.store, scratch / "inputs", shapes, way.dtype, skeleton.device)
+
+    def batches(lengths: Sequence[int]) -> list[list[int]]:
+        return micro_batches(list(lengths), way.micro_tokens)
+
+    return Models(skeleton, sources, open_model, batches, open_sequences, run.of("capture"), questions, recipe.seed)

@@ -1,0 +1,170 @@
+"""One model of a pair, run one layer at a time: what passes through it, and the gradients of its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from rpam_lite.streaming.capture import check_finite
+from rpam_lite.streaming.ends import Ends
+from rpam_lite.streaming.merged import LambdaOf, merged_layer, merged_tensor
+from rpam_lite.streaming.next_token import head_gradient
+from rpam_lite.streaming.skeleton import LayerCall, Skeleton
+from rpam_lite.streaming.store import ActivationStore
+from rpam_lite.streaming.weights import LayerPairs, WeightSource
+
+OnInput = Callable[[str, torch.Tensor, torch.Tensor], None]
+Gradients = tuple[int, int, dict[str, torch.Tensor], dict[str, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """One model: a pair at one lambda.
+
+    Attributes:
+        source: The decoder layers of both parents.
+        ends: Their embeddings and heads.
+        lambda_of: Lambda by tensor name.
+        dtype: What the layers compute in.
+    """
+
+    source: WeightSource
+    ends: Ends
+    lambda_of: LambdaOf
+    dtype: torch.dtype
+
+    @property
+    def skeleton(self) -> Skeleton:
+        return self.source.skeleton
+
+    def layer(self, layer: int, pairs: LayerPairs) -> dict[str, torch.Tensor]:
+        """The layer's tensors by their names within it."""
+        names = {t: self.skeleton.checkpoint_name(layer, t) for t in pairs}
+        return merged_layer(pairs, names, self.lambda_of, self.dtype)
+
+    def enter(self, ids: torch.Tensor) -> tuple[torch.Tensor, list[LayerCall]]:
+        """The first layer's input for right-padded token ids, and every layer's other arguments."""
+        name = self.skeleton.embedding
+        return self.skeleton.calls(merged_tensor(self.ends.embedding(ids), self.lambda_of(name), self.dtype))
+
+
+@torch.no_grad()
+def hidden_states(
+    model: Streamed,
+    token_ids: Sequence[torch.Tensor],
+    batches: Sequence[Sequence[int]],
+    on_input: OnInput | None = None,
+) -> Iterator[tuple[int, list[torch.Tensor]]]:
+    """Run questions through the model.
+
+    Args:
+        model: The model.
+        token_ids: One int64 tensor a question.
+        batches: The questions in micro-batches.
+        on_input: Called with the checkpoint name of each linear layer's weight, its input
+            [questions, length, in] and which of those positions are no pads, bool [questions, length].
+
+    Yields:
+        A decoder layer's number, and its output for every question [length, hidden], on the host.
+
+    Raises:
+        RpamError: A hidden state is inf or NaN.
+    """
+    skeleton = model.skeleton
+    padded = [pad_sequence([token_ids[q] for q in batch], batch_first=True) for batch in batches]
+    lengths = [torch.tensor([len(token_ids[q]) for q in batch]) for batch in batches]
+    real = [torch.arange(ids.shape[1]) < length.unsqueeze(1) for ids, length in zip(padded, lengths, strict=True)]
+    entered = [model.enter(ids) for ids in padded]
+    streams = [first.cpu() for first, _ in entered]
+    for layer, pairs in model.source.sweep(range(skeleton.layers)):
+        tensors = model.layer(layer, pairs)
+        outputs = [torch.empty(0)] * len(token_ids)
+        for b, batch in enumerate(batches):
+            mask = real[b].to(skeleton.device)
+
+            def see(name: str, inputs: torch.Tensor, layer: int = layer, mask: torch.Tensor = mask) -> None:
+                if on_input is not None:
+                    on_input(skeleton.checkpoint_name(layer, f"{name}.weight"), inputs, mask)
+
+            with skeleton.linear_inputs(layer, see):
+                output = skeleton.run_layer(layer, tensors, streams[b].to(skeleton.device), entered[b][1][layer])
+            check_finite(output, layer, batch)
+            streams[b] = output.cpu()
+            for row, q in enumerate(batch):
+                outputs[q] = streams[b][row, : len(token_ids[q])]
+        del tensors
+        yield layer, outputs
+
+
+def weight_gradients(
+    model: Streamed, sequences: Sequence[torch.Tensor], starts: Sequence[int], inputs: ActivationStore
+) -> Iterator[Gradients]:
+    """Gradients of the mean next-token cross-entropy of each sequence, from the last decoder layer to the first.
+
+    Args:
+        model: The model.
+        sequences: Token ids, int64 [length] each.
+        starts: Position of each sequence's first token that is to be predicted, at least 1.
+        inputs: Keeps the layers' inputs; empty again afterwards.
+
+    Yields:
+        A decoder layer's number, a sequence's, the layer's tensors and their gradients, both by their
+        names in the checkpoint; gradients in the type that the layers compute in.
+
+    Raises:
+        RpamError: A hidden state is inf or NaN.
+    """
+    skeleton = model.skeleton
+    calls = []
+    for s, ids in enumerate(sequences):
+        first, own = model.enter(ids.unsqueeze(0))
+        inputs.put(0, s, first)
+        calls.append(own)
+    with torch.no_grad():
+        for layer, pairs in model.source.sweep(range(skeleton.layers)):
+            tensors = model.layer(layer, pairs)
+            for s in range(len(sequences)):
+                output = skeleton.run_layer(layer, tensors, inputs.get(layer, s), calls[s][layer])
+                check_finite(output, layer, [s])
+                inputs.put(layer + 1, s, output)
+            del tensors
+    upstream = _from_the_head(model, sequences, starts, inputs)
+    inputs.drop(skeleton.layers)
+    for layer, pairs in model.source.sweep(range(skeleton.layers - 1, -1, -1)):
+        tensors = {t: w.requires_grad_() for t, w in model.layer(layer, pairs).items()}
+        named = {skeleton.checkpoint_name(layer, t): w.detach() for t, w in tensors.items()}
+        for s in range(len(sequences)):
+            below = inputs.get(layer, s).detach().requires_grad_()
+            output = skeleton.run_layer(layer, tensors, below, calls[s][layer])
+            wanted = [below, *tensors.values()]
+            found = torch.autograd.grad(output, wanted, upstream[s].to(output))
+            upstream[s] = found[0].cpu()
+            yield layer, s, named, dict(zip(named, found[1:], strict=True))
+        inputs.drop(layer)
+
+
+def _from_the_head(
+    model: Streamed, sequences: Sequence[torch.Tensor], starts: Sequence[int], inputs: ActivationStore
+) -> list[torch.Tensor]:
+    """Gradient of each sequence's loss with respect to the last layer's output [1, length, hidden], on the host."""
+    last = model.skeleton.layers
+    states = [inputs.get(last, s).cpu() for s in range(len(sequences))]
+    read = [state[0, start - 1 : -1] for state, start in zip(states, starts, strict=True)]
+    targets = [ids[start:].unsqueeze(1) for ids, start in zip(sequences, starts, strict=True)]
+    unused = torch.zeros((), device=model.skeleton.device)
+    found = head_gradient(
+        model.ends,
+        read,
+        targets,
+        lambda s, logprobs: -logprobs.mean(),
+        model.lambda_of,
+        lambda name: unused,
+        model.dtype,
+    )
+    upstream = [torch.zeros_like(state) for state in states]
+    for whole, part, start in zip(upstream, found, starts, strict=True):
+        whole[0, start - 1 : -1] = part
+    return upstream
