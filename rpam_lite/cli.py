@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from rpam_lite import __version__
 from rpam_lite.errors import RpamError, missing_package
+from rpam_lite.pipeline.parents import downloaded
 from rpam_lite.pipeline.stage import Run
 from rpam_lite.pipeline.trip import STAGES, run_all, run_one, verify_again
 from rpam_lite.recipe import load_recipe
@@ -84,7 +85,6 @@ class Bars:
 
 
 def _with_run(recipe_path: Path, runs: Path, action: Callable[[Run], None]) -> None:
-    recipe = load_recipe(recipe_path)
     columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(soft_wrap=True)) as progress, _interrupts_kept() as check:
 
@@ -93,6 +93,7 @@ def _with_run(recipe_path: Path, runs: Path, action: Callable[[Run], None]) -> N
             progress.console.print(text, markup=False, highlight=False)
 
         try:
+            recipe = downloaded(load_recipe(recipe_path), runs, say)
             action(Run(recipe, runs / recipe.name, Bars(progress, check), say))
         except KeyboardInterrupt:
             # Further out it would end without a word.

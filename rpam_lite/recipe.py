@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
+from rpam_lite.checkpoint.hub import local_or_hub
 from rpam_lite.errors import RpamError
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -28,7 +29,10 @@ class _Section(BaseModel):
 
 
 class Parents(_Section):
-    """The two checkpoints to merge, and the one both were tuned from, if it is at hand."""
+    """The two checkpoints to merge, and the one both were tuned from, if it is at hand.
+
+    Each a folder (absolute once the recipe is loaded) or an id on the hub: org/name or org/name@revision.
+    """
 
     long: Path
     short: Path
@@ -254,9 +258,9 @@ def _with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
     return recipe.model_copy(
         update={
             "parents": Parents(
-                long=folder / parents.long,
-                short=folder / parents.short,
-                base=folder / parents.base if parents.base else None,
+                long=local_or_hub(folder, parents.long),
+                short=local_or_hub(folder, parents.short),
+                base=local_or_hub(folder, parents.base) if parents.base else None,
             ),
             "label": recipe.label.model_copy(update={"questions": folder / recipe.label.questions}),
             "eval": recipe.eval.model_copy(update={"questions": folder / recipe.eval.questions}),

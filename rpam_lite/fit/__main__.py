@@ -17,6 +17,7 @@ import typer
 
 from rpam_lite.cli import fail_in_one_sentence
 from rpam_lite.pipeline.fitting import run_fit
+from rpam_lite.pipeline.parents import downloaded
 from rpam_lite.pipeline.stage import Run
 from rpam_lite.pipeline.trip import run_one
 from rpam_lite.recipe import load_recipe
@@ -34,7 +35,7 @@ def fit(
     recipe: Path, runs: Annotated[Path, typer.Option(help="folder that holds the run folders")] = Path("runs")
 ) -> None:
     """Run the fit stage of RECIPE in all processes that torchrun started."""
-    loaded = load_recipe(recipe)
+    loaded = downloaded(load_recipe(recipe), runs, print)
     first = os.environ.get("RANK", "0") == "0"
     run = Run(loaded, runs / loaded.name, Quiet(), print if first else lambda text: None)
     if first:

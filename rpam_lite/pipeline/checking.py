@@ -32,10 +32,10 @@ def check_alone(recipe: Recipe, runs: Path, as_json: bool) -> int:
     Returns:
         The exit code: that of the gravest finding.
     """
-    from rpam_lite.preflight import check
+    from rpam_lite.pipeline.parents import findings_of
     from rpam_lite.preflight.findings import worst
 
-    findings = check(recipe, runs / recipe.name)
+    findings = findings_of(recipe, runs / recipe.name)
     gravest = worst(findings)
     if as_json:
         told = {"version": 2, "recipe": recipe.name, "worst": gravest, "findings": [vars(f) for f in findings]}

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from rpam_lite import __version__
 from rpam_lite.checkpoint.files import read_json, write_json
+from rpam_lite.checkpoint.hub import readable_name
 from rpam_lite.errors import RpamError
 from rpam_lite.pipeline.artefacts import merged_folder
 from rpam_lite.pipeline.stage import Run, identity, parent_folders
@@ -84,7 +85,7 @@ def _made_from(run: Run) -> dict[str, Any]:
         "method": recipe.merge.method,
         **made_by,
         **{
-            name: {"name": parent.name, "sha256": identity(parent)}
+            name: {"name": readable_name(parent), "sha256": identity(parent)}
             for name in ("long", "short", "base")
             if (parent := getattr(recipe.parents, name)) is not None
         },

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from rich.table import Table
 
 from rpam_lite.errors import RpamError
+from rpam_lite.pipeline.parents import with_headers
 from rpam_lite.recipe import Recipe
 from rpam_lite.streaming.machine import free_host_bytes, resident_bytes
 from rpam_lite.streaming.plan import Budget, Plan, choose, model_size
@@ -41,8 +43,9 @@ def plan_cards(
     if shape is not None:
         config, title = config_of_shape(shape), shape
     elif recipe is not None:
-        folder = _config_folder(recipe)
-        config, title = load_config(folder), str(folder)
+        with TemporaryDirectory() as place:
+            folder = _config_folder(with_headers(recipe, Path(place)))
+            config, title = load_config(folder), str(folder).removeprefix(f"{place}/")
     else:
         raise RpamError("`rpam plan` needs a recipe, or --shape with the name of a well-known model.")
     memory = recipe.memory if recipe else None

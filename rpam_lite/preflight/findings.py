@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 from rpam_lite.errors import RpamError
@@ -35,6 +35,10 @@ class Finding:
         key = f" (recipe key: {self.key})" if self.key else ""
         effect = f" The merge: {self.effect}.{key}" if self.effect else key
         return f"{self.level} [{self.code}] {self.message}{effect}"
+
+    def without(self, text: str) -> Finding:
+        """The same with `text` cut out of what it says."""
+        return replace(self, message=self.message.replace(text, ""), effect=self.effect.replace(text, ""))
 
 
 def attempt(findings: list[Finding], code: str, action: Callable[[], T]) -> T | None:
