@@ -149,6 +149,7 @@ class Merge(_Section):
     options: dict[str, float] = Field({}, description="of another method than rpam")
     dtype: Literal["float16", "bfloat16", "float32"] = "float16"
     shard_size: Size = Field(5 * 10**9, description="most bytes of weights a file")
+    accelerator: Literal["cpu", "cuda"] = Field("cpu", description="where merge and verification compute")
     donor: ParentName = Field("long", description="parent whose config, tokenizer and template are kept")
 
 

@@ -36,6 +36,7 @@ class MergedSource:
         short: The Short parent; same names and shapes (preflight has checked it).
         coefficient: Lambda by tensor name: one value, one a row, or one a weight.
         dtype: What every merged tensor is rounded to, once.
+        device: Where the arithmetic is done; the bits are the same.
     """
 
     whole = False  # tensors may be computed some rows at a time
@@ -46,8 +47,10 @@ class MergedSource:
         short: ParentSource,
         coefficient: Callable[[str], float | torch.Tensor],
         dtype: torch.dtype,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.long, self.short, self.coefficient, self.dtype = long, short, coefficient, dtype
+        self.device = torch.device(device)
 
     def names(self) -> list[str]:
         """Tensor names, sorted."""
@@ -59,16 +62,22 @@ class MergedSource:
 
     def get(self, name: str) -> torch.Tensor:
         """One merged tensor in `dtype`."""
-        weight = self.coefficient(name)
-        return interpolate(self.short.get(name), self.long.get(name), weight).to(self.dtype)
+        return self.rows(name, 0, self.shape(name)[0])
 
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Some rows of one merged tensor in `dtype`."""
-        return interpolate_rounded(*self._parts(name, start, stop), self.dtype)
+        if self.device.type == "cpu":
+            return interpolate_rounded(*self._parts(name, start, stop), self.dtype)
+        return self._interpolated(name, start, stop).to(self.dtype).cpu()
 
     def exact_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Some rows of one merged tensor in fp32, before they are rounded."""
-        return interpolate(*self._parts(name, start, stop))
+        return self._interpolated(name, start, stop).cpu()
+
+    def _interpolated(self, name: str, start: int, stop: int) -> torch.Tensor:
+        short, long, weight = self._parts(name, start, stop)
+        weight = weight.to(self.device) if isinstance(weight, torch.Tensor) else weight
+        return interpolate(short.to(self.device), long.to(self.device), weight)
 
     def _parts(self, name: str, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor, float | torch.Tensor]:
         weight = self.coefficient(name)
@@ -89,6 +98,7 @@ class MethodSource:
         seed: The recipe's.
         dtype: What every merged tensor is rounded to, once.
         statistics: What the method measured, by tensor name.
+        device: Where the arithmetic is done.
     """
 
     def __init__(
@@ -101,8 +111,10 @@ class MethodSource:
         seed: int,
         dtype: torch.dtype,
         statistics: Mapping[str, torch.Tensor] | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.method, self.options, self.statistics = method, options, statistics or {}
+        self.device = torch.device(device)
         self.long, self.short, self.base, self.seed, self.dtype = long, short, base, seed, dtype
         self.whole = method.whole
         # The random numbers of torch belong to the process; and verification asks for one tensor several times.
@@ -129,13 +141,19 @@ class MethodSource:
         """Some rows of one merged tensor in fp32, before they are rounded."""
         if self.whole:
             return self._exact(name)[start:stop]
-        base = self.base.rows(name, start, stop).float() if self.base else None
-        long, short = (source.rows(name, start, stop).float() for source in (self.long, self.short))
-        return self._merge(name, long, short, base)
+        return self._merge(name, lambda source: source.rows(name, start, stop))
 
-    def _merge(self, name: str, long: torch.Tensor, short: torch.Tensor, base: torch.Tensor | None) -> torch.Tensor:
-        tensors = Tensors(name, long, short, base, self.statistics.get(name), self._seed_of(name))
-        return self.method.merge(tensors, self.options)
+    def _merge(self, name: str, read: Callable[[ParentSource], torch.Tensor]) -> torch.Tensor:
+        long, short, base = (
+            read(source).to(self.device).float() if source is not None else None
+            for source in (self.long, self.short, self.base)
+        )
+        assert long is not None
+        assert short is not None
+        measured = self.statistics.get(name)
+        statistic = measured.to(self.device) if measured is not None else None
+        merged = self.method.merge(Tensors(name, long, short, base, statistic, self._seed_of(name)), self.options)
+        return merged.cpu()
 
     def _seed_of(self, name: str) -> int:
         return int.from_bytes(hashlib.sha256(f"{self.seed} {name}".encode()).digest()[:7], "big")
@@ -144,7 +162,5 @@ class MethodSource:
         with self._lock:
             if self._last is None or self._last[0] != name:
                 self._last = None
-                base = self.base.get(name).float() if self.base else None
-                long, short = (source.get(name).float() for source in (self.long, self.short))
-                self._last = name, self._merge(name, long, short, base)
+                self._last = name, self._merge(name, lambda source: source.get(name))
             return self._last[1]

@@ -31,7 +31,7 @@ def through_peft(function: str) -> Merge:
 
         assert tensors.base is not None
         combine: Callable[..., torch.Tensor] = getattr(merge_utils, function)
-        weights = torch.tensor([options["long"], options["short"]])
+        weights = torch.tensor([options["long"], options["short"]], device=tensors.long.device)
         density = [options["density"]] if "density" in options else []
         with torch.random.fork_rng(devices=[]) if density else nullcontext():
             if density:

@@ -106,10 +106,12 @@ def merged_source(run: Run) -> tuple[MergedSource | MethodSource, dict[str, Any]
 
     recipe = run.recipe
     dtype = getattr(torch, recipe.merge.dtype)
+    if recipe.merge.accelerator == "cuda" and not torch.cuda.is_available():
+        raise RpamError("`merge.accelerator` is cuda and this machine has no usable GPU; set it to cpu.")
     long, short, donor = run.pair()
     if recipe.merge.method == OURS:
         fitted = coefficients.load(run.of("fit") / "coefficients.json")
-        return MergedSource(long, short, fitted.of, dtype), dict(donor.config), donor.folder
+        return MergedSource(long, short, fitted.of, dtype, recipe.merge.accelerator), dict(donor.config), donor.folder
     method, options = method_of(recipe.merge.method, recipe.merge.options)
     base = None
     if "base" in method.needs:
@@ -117,7 +119,7 @@ def merged_source(run: Run) -> tuple[MergedSource | MethodSource, dict[str, Any]
             raise RpamError(f"`merge.method` {method.name!r} needs the common base: name it under `parents.base`.")
         base = aligned(open_parent(recipe.parents.base), donor)
     measured = load_statistics(run) if method.measure is not None else {}
-    source = MethodSource(method, options, long, short, base, recipe.seed, dtype, measured)
+    source = MethodSource(method, options, long, short, base, recipe.seed, dtype, measured, recipe.merge.accelerator)
     return source, dict(donor.config), donor.folder
 
 

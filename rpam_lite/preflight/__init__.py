@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from export.gguf.architectures import check_names
 from export.gguf.tokenizer import check_tokenizer
 from quant.gguf import quantization_types
@@ -102,6 +104,9 @@ def _check_method(recipe: Recipe) -> list[Finding]:
     """Whether the merge method is known and has what it needs."""
     findings: list[Finding] = []
     merge = recipe.merge
+    if merge.accelerator == "cuda" and not torch.cuda.is_available():
+        message = "`merge.accelerator` is cuda and this machine has no usable GPU."
+        findings.append(Finding("ERROR", "method", message, "computes on the CPU as well", "merge.accelerator"))
     if merge.method == OURS:
         if merge.options:
             message = "`merge.options` are for other methods; rpam's settings stand under `fit`."

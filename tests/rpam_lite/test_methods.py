@@ -152,6 +152,15 @@ def test_each_tensor_has_its_own_random_numbers(triple: Path) -> None:
     assert 0.4 < (masks[0] ^ masks[1]).float().mean() < 0.6
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", ["scalar", "ties", "wudi"])
+def test_on_a_gpu_it_is_the_same_merge(triple: Path, name: str) -> None:
+    here, there = source_of(triple, name), source_of(triple, name)
+    there.device = torch.device("cuda")
+    tensor = "model.layers.0.mlp.up_proj.weight"
+    torch.testing.assert_close(there.get(tensor), here.get(tensor), atol=0.01, rtol=0.01)
+
+
 class Mine:
     """What another package would bring."""
 
