@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from recipes.tiny.tokenizer import train_tokenizer, write_tokenizer_files
 
@@ -22,8 +22,8 @@ ROOT = Path(__file__).parents[1]
 torch.set_num_threads(2)
 
 
-def make_checkpoint(folder: Path, seed: int, tokenizer: Any, **overrides: Any) -> Path:
-    """A random Qwen2 of two layers, saved as an ordinary Hugging Face folder in bf16."""
+def make_checkpoint(folder: Path, seed: int, tokenizer: Any, kind: str = "qwen2", **overrides: Any) -> Path:
+    """A random model of two layers, saved as an ordinary Hugging Face folder in bf16."""
     settings: dict[str, Any] = {
         "vocab_size": 512,
         "hidden_size": 64,
@@ -39,7 +39,7 @@ def make_checkpoint(folder: Path, seed: int, tokenizer: Any, **overrides: Any) -
         "bos_token_id": None,
     }
     torch.manual_seed(seed)
-    model = Qwen2ForCausalLM(Qwen2Config(**settings | overrides))
+    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**settings | overrides))
     with torch.no_grad():
         # Biases and norms start as constants; random ones make mistakes in them visible.
         for parameter in model.parameters():

@@ -12,10 +12,19 @@ import gguf
 from rpam_lite.checkpoint.vocabulary import chat_template, read_tokenizer
 from rpam_lite.errors import RpamError
 
+# Text that llama.cpp's converter (MIT licence) tells tokenizers apart by.
+PROBE = Path(__file__).with_name("probe.txt")
 # sha256 of a pre-tokenizer's split expression -> llama.cpp's name for it (tokenizer.ggml.pre).
 PRE_TOKENIZERS = {
     "1ff7f41064896984db5d1bb6ff64fa4bc29007d08c1b439e505b7392777a319e": "qwen2",
     "d98f9631be1e9607a9848c26c1f9eac1aa9fc21ac6ba82a2fc0741af9780a48f": "llama-bpe",
+}
+# Names that llama.cpp splits alike, by the sha256 of the token ids of PROBE: what its converter goes by.
+PROBED = {
+    "e636dc30a262dcc0d8c323492e32ae2b70728f4df7dfe9737d9f920a282b8aea": ("qwen2", "qwen2"),
+    "d4540891389ea895b53b399da6ac824becc30f2fba0e9ddbb98f92e55ca0e97c": ("qwen2", "qwen2"),
+    "b3f499bb4255f8ca19fccd664443283318f2fd2414d5e0b040fbdd0cc195d6c5": ("qwen2", "deepseek-r1-qwen"),
+    "0ef9807a4087ebef797fc749390439009c3b9eda9ad1a097abbe738f486c01e5": ("llama-bpe", "llama-bpe"),
 }
 # llama.cpp treats these as control tokens whatever the tokenizer says of them.
 _LOOKS_SPECIAL = re.compile(r"^(<\|.*\|>|<｜.*｜>)$", re.DOTALL)
@@ -35,7 +44,7 @@ def add_tokenizer(writer: gguf.GGUFWriter, folder: Path, rows: int) -> None:
     """
     tokens, types, pre = check_tokenizer(folder, rows)
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre)
+    writer.add_tokenizer_pre(probed_name(pre, folder))
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     special = gguf.SpecialVocab(folder, load_merges=True)
@@ -86,6 +95,25 @@ def pre_tokenizer_name(tokenizer: dict[str, Any], folder: Path) -> str:
     if digest not in PRE_TOKENIZERS:
         raise RpamError(
             f"{folder / 'tokenizer.json'}: its split expression {expressions!r} is unknown, so llama.cpp would "
-            "tokenize differently; restore the tokenizer.json of the original model."
+            f"tokenize differently; known are those of {', '.join(PRE_TOKENIZERS.values())}. Restore the "
+            "tokenizer.json of the original model."
         )
     return PRE_TOKENIZERS[digest]
+
+
+def probed_name(name: str, folder: Path) -> str:
+    """The name that llama.cpp's converter gives the same tokenizer; `name` where it knows it as none.
+
+    Raises:
+        RpamError: The tokenizer splits as one, and its token ids are those of a model that splits as another.
+    """
+    from tokenizers import Tokenizer
+
+    ids = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(PROBE.read_text(encoding="utf-8")).ids
+    family, known = PROBED.get(hashlib.sha256(str(ids).encode()).hexdigest(), (name, name))
+    if family != name:
+        raise RpamError(
+            f"{folder / 'tokenizer.json'}: splits text as {name} does, and its token ids are those of {known}; "
+            "restore the tokenizer.json of the original model."
+        )
+    return known

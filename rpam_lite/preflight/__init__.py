@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from export.gguf.architectures import check_names
+from export.gguf.architecture import check_names
 from export.gguf.tokenizer import check_tokenizer
 from quant.gguf import quantization_types
 from rpam_lite.checkpoint.aligned import EMBEDDING

@@ -106,9 +106,22 @@ def test_what_cannot_be_exported_is_refused_by_name(pair: Path, tmp_path: Path, 
     edit_json(config, model_type="mamba")
     with pytest.raises(RpamError, match="'mamba' can't be exported"):
         export(pair / "long", target)
-    edit_json(config, model_type="qwen2", rope_parameters={"rope_type": "yarn", "rope_theta": 1e6})
-    with pytest.raises(RpamError, match="rope type 'yarn'"):
-        export(pair / "long", target)
+    for rope, message in (
+        (
+            {"rope_type": "llama3", "rope_theta": 1e6},
+            "rope type 'llama3' can't be exported for qwen2; .* default, linear",
+        ),
+        ({"rope_type": "longrope", "rope_theta": 1e6}, "rope type 'longrope' can't be exported"),
+        ({"rope_type": "yarn", "rope_theta": 1e6}, "`factor` of the rope is None"),
+        (
+            {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0},
+            "`original_max_position_embeddings` of the rope is None",
+        ),
+        ({"rope_type": "default"}, "`rope_theta` of the rope is None"),
+    ):
+        edit_json(config, model_type="qwen2", rope_parameters=rope)
+        with pytest.raises(RpamError, match=message):
+            export(pair / "long", target)
     config.write_text(original, encoding="utf-8")
     tokenizer = json.loads(tokenizer_file.read_text(encoding="utf-8"))
     tokenizer["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = r"\w+"
@@ -120,8 +133,8 @@ def test_what_cannot_be_exported_is_refused_by_name(pair: Path, tmp_path: Path, 
 
 def test_a_value_that_is_not_finite_is_refused(pair: Path, tmp_path: Path) -> None:
     class Damaged(CheckpointSource):
-        def get(self, name: str) -> torch.Tensor:
-            tensor = super().get(name)
+        def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+            tensor = super().rows(name, start, stop)
             return tensor * float("nan") if name.endswith("up_proj.weight") else tensor
 
     source = Damaged(pair / "long")
