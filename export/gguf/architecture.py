@@ -42,7 +42,8 @@ class Architecture:
         ropes: Rope types that llama.cpp computes for it.
         rotary_heads: Tensors whose rows must leave Hugging Face's rotary layout, by the end of their
             name, with the config key that counts their heads.
-        vocabulary_keys: Whether vocabulary size and rope dimensions are written too.
+        vocabulary_keys: Whether vocabulary size, rope dimensions and the tokenizer's space prefix are
+            written too.
         needs_head_dim: Whether the config must say `head_dim`.
     """
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import gguf
 
+from rpam_lite.checkpoint.files import read_json
 from rpam_lite.checkpoint.vocabulary import chat_template, read_tokenizer
 from rpam_lite.errors import RpamError
 
@@ -30,13 +31,14 @@ PROBED = {
 _LOOKS_SPECIAL = re.compile(r"^(<\|.*\|>|<｜.*｜>)$", re.DOTALL)
 
 
-def add_tokenizer(writer: gguf.GGUFWriter, folder: Path, rows: int) -> None:
+def add_tokenizer(writer: gguf.GGUFWriter, folder: Path, rows: int, space_prefix: bool = False) -> None:
     """Write every tokenizer key.
 
     Args:
         writer: Where the metadata goes.
         folder: Checkpoint folder with tokenizer.json and tokenizer_config.json.
         rows: Rows of the embedding; ids without a token become unused `[PAD...]` entries.
+        space_prefix: Write `add_prefix_space` of tokenizer_config.json, where it is there.
 
     Raises:
         RpamError: The tokenizer is no byte-level BPE, its split expression is unknown, or it has
@@ -52,6 +54,9 @@ def add_tokenizer(writer: gguf.GGUFWriter, folder: Path, rows: int) -> None:
     special.add_to_gguf(writer, quiet=True)
     if "bos" not in special.add_special_token:
         writer.add_add_bos_token(False)
+    prefix = read_json(folder / "tokenizer_config.json", "the tokenizer's config").get("add_prefix_space")
+    if space_prefix and prefix is not None:
+        writer.add_add_space_prefix(bool(prefix))
 
 
 def check_tokenizer(folder: Path, rows: int) -> tuple[list[str], list[int], str]:

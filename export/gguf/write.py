@@ -106,7 +106,7 @@ def write_gguf(
         add_decoder(writer, architecture, config, tokenizer_folder)
         writer.add_file_type(_FILE_TYPES[file_type][0])
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-        add_tokenizer(writer, tokenizer_folder, rows=source.shape(EMBEDDING)[0])
+        add_tokenizer(writer, tokenizer_folder, source.shape(EMBEDDING)[0], architecture.vocabulary_keys)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
