@@ -163,6 +163,10 @@ class Quantize(_Section):
     """llama.cpp quantization types to make, by llama.cpp's own names."""
 
     types: tuple[str, ...] = ("Q8_0", "Q4_K_M")
+    imatrix: bool = Field(True, description="weigh the errors by the merge's own inputs on the calibration set")
+    overrides: dict[str, str] = Field({}, description="type of the tensors whose name holds a regular expression")
+    output_type: str = Field("", description="type of the output head; llama.cpp's choice where empty")
+    embedding_type: str = Field("", description="type of the embedding; likewise")
     threads: Positive = 2
 
 

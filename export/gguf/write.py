@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import gguf
 import numpy as np
@@ -14,7 +14,6 @@ import torch
 from gguf import GGMLQuantizationType as Kind
 
 from export.gguf.architecture import (
-    Architecture,
     add_decoder,
     architecture_of,
     gguf_names,
@@ -43,7 +42,7 @@ ROPE_FACTORS = "rope_freqs.weight"
 
 
 @dataclass(frozen=True)
-class _Entry:
+class Entry:
     """One tensor of the file.
 
     Attributes:
@@ -96,10 +95,10 @@ def write_gguf(
         RpamError: Unknown architecture, tokenizer or tensor name, or a value that is not finite.
     """
     architecture = architecture_of(config, tokenizer_folder)
-    entries = _entries(source, architecture, config, tokenizer_folder, file_type)
+    tensors = entries(source, config, tokenizer_folder, file_type)
     with whole_file(path) as part:
         writer = gguf.GGUFWriter(part, gguf.MODEL_ARCH_NAMES[architecture.arch])
-        for entry in entries:
+        for entry in tensors:
             as_stored = np.dtype(np.float32 if entry.kind == Kind.F32 else np.float16)
             writer.add_tensor_info(entry.name, entry.shape, as_stored, entry.size, raw_dtype=entry.kind)
         _add_general(writer, name, parents, tokenizer_folder)
@@ -113,8 +112,9 @@ def write_gguf(
         assert writer.fout is not None
         (out,) = writer.fout
         writer.write_padding(out, out.tell())
-        for entry in entries:
-            _write_tensor(out, entry)
+        for entry in tensors:
+            for rows in entry.chunks():
+                out.write(encode(rows, entry))
             writer.write_padding(out, entry.size)
             on_tensor(entry.name)
         writer.close()
@@ -137,21 +137,24 @@ def _add_general(writer: gguf.GGUFWriter, name: str, parents: Sequence[str], fol
     metadata.set_gguf_meta_model(writer)
 
 
-def _entries(
-    source: TensorSource, architecture: Architecture, config: dict[str, Any], folder: Path, file_type: GgufType
-) -> list[_Entry]:
-    """Every tensor of the file, in its order there."""
+def entries(source: TensorSource, config: dict[str, Any], folder: Path, file_type: GgufType) -> list[Entry]:
+    """Every tensor of the file that `write_gguf` writes, in its order there.
+
+    Raises:
+        RpamError: As `write_gguf`.
+    """
+    architecture = architecture_of(config, folder)
     names = [n for n in source.names() if not (n == HEAD and config.get("tie_word_embeddings"))]
     name_of = gguf_names(names, config, folder)
     found = []
     factors = rope_of(architecture, config, folder).frequency_factors(head_size(config))
     if factors is not None:
-        found.append(_Entry(ROPE_FACTORS, ROPE_FACTORS, tuple(factors.shape), Kind.F32, lambda: iter([factors])))
+        found.append(Entry(ROPE_FACTORS, ROPE_FACTORS, tuple(factors.shape), Kind.F32, lambda: iter([factors])))
     for n in names:
         shape = source.shape(n)
         heads = rotary_heads(architecture, n, config)
         kind = _kind(n, shape, file_type)
-        found.append(_Entry(name_of[n], n, shape, kind, lambda n=n, h=heads: _rows(source, n, h)))  # type: ignore[misc]
+        found.append(Entry(name_of[n], n, shape, kind, lambda n=n, h=heads: _rows(source, n, h)))  # type: ignore[misc]
     return found
 
 
@@ -167,17 +170,26 @@ def _rows(source: TensorSource, name: str, heads: int | None) -> Iterator[torch.
         yield source.rows(name, start, min(start + step, shape[0]))
 
 
-def _write_tensor(out: BinaryIO, entry: _Entry) -> None:
-    for rows in entry.chunks():
-        if rows.numel() and not all(torch.isfinite(extreme) for extreme in torch.aminmax(rows)):
-            raise RpamError(f"{entry.origin}: holds inf or NaN in the checkpoint; check the parents.")
-        if entry.kind == Kind.Q8_0:
-            out.write(gguf.quants.quantize(rows.float().numpy(), Kind.Q8_0).tobytes())
-            continue
-        encoded = rows.to(_TORCH[entry.kind]).contiguous()
-        if entry.kind == Kind.F16 and rows.dtype != torch.float16 and encoded.numel() and encoded.abs().max().isinf():
-            raise RpamError(f"{entry.origin}: holds inf or NaN as F16; export as BF16 (`export: {{type: BF16}}`).")
-        out.write(byte_view(encoded))
+def encode(rows: torch.Tensor, entry: Entry) -> memoryview | bytes:
+    """Some rows in the entry's type.
+
+    Raises:
+        RpamError: A value is not finite, there or in the checkpoint; llama.cpp would load it without complaint.
+    """
+    if not _finite(rows):
+        raise RpamError(f"{entry.origin}: holds inf or NaN in the checkpoint; check the parents.")
+    if entry.kind == Kind.Q8_0:
+        quantized: bytes = gguf.quants.quantize(rows.float().numpy(), Kind.Q8_0).tobytes()
+        return quantized
+    encoded = rows.to(_TORCH[entry.kind]).contiguous()
+    if entry.kind == Kind.F16 and rows.dtype != torch.float16 and not _finite(encoded):
+        raise RpamError(f"{entry.origin}: holds inf or NaN as F16; export as BF16 (`export: {{type: BF16}}`).")
+    return byte_view(encoded)
+
+
+def _finite(rows: torch.Tensor) -> bool:
+    # NaN and inf show in the extremes, in a tenth of the time that isfinite takes.
+    return rows.numel() == 0 or all(bool(torch.isfinite(extreme)) for extreme in torch.aminmax(rows))
 
 
 def _kind(name: str, shape: tuple[int, ...], file_type: GgufType) -> Kind:

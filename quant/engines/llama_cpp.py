@@ -111,6 +111,16 @@ class LlamaCppEngine:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    @property
+    def handle(self) -> Any:
+        """llama.cpp's model."""
+        return self._model
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Tokens, padding included."""
+        return int(llama_cpp.llama_vocab_n_tokens(self._vocab))
+
     def metadata(self, key: str) -> str | None:
         """One metadata value of the file as text; None if it has no such key."""
         size = 1 << 16

@@ -20,10 +20,10 @@ from rpam_lite.checkpoint.source import CheckpointSource
 from rpam_lite.checkpoint.write import MADE_BY
 from rpam_lite.errors import RpamError
 from rpam_lite.merge.apply import ExactSource
+from rpam_lite.streaming.whole import SMALL_MODEL, load_whole, parameters_of
 
 CHUNK_VALUES = 1 << 20
 # Models up to this many parameters are held in memory twice and asked.
-SMALL_MODEL = 100_000_000
 _TOKENS = 16
 # Of config.json, what the merge sets itself.
 _OWN_KEYS = {"dtype", "torch_dtype", MADE_BY}
@@ -72,7 +72,7 @@ def verify(
     for name in source.names():
         found.append(_compare(merged, source, name, random.Random(f"{seed}-{name}"), chunks))
         step(name)
-    if sum(prod(merged.shape(n)) for n in merged.names()) <= SMALL_MODEL:
+    if parameters_of(merged) <= SMALL_MODEL:
         _compare_logits(merged, source, seed)
     return found
 
@@ -141,12 +141,7 @@ def _compare_logits(merged: CheckpointSource, source: ExactSource, seed: int) ->
     except Exception as error:  # transformers raises whatever its parts raise
         why = " ".join(str(error).split())[:200]
         raise RpamError(f"{merged.folder}: transformers can't load it ({why}); check the donor's config.") from None
-    reference = AutoModelForCausalLM.from_config(loaded.config, dtype=torch.float32).eval()
-    weights = {name: source.get(name).float() for name in source.names()}
-    missing, unexpected = reference.load_state_dict(weights, strict=False)
-    if unexpected or set(missing) - {HEAD}:
-        names = ", ".join([*unexpected, *missing][:3])
-        raise RpamError(f"{merged.folder}: transformers does not know, or misses, {names}; check its config.")
+    reference = load_whole(source, loaded.config)
     ids = torch.randint(source.shape(EMBEDDING)[0], (1, _TOKENS), generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
         if not torch.equal(loaded(ids).logits, reference(ids).logits):

@@ -25,3 +25,8 @@ def exported_gguf(run: Run) -> Path:
 def quantized_gguf(run: Run, type_name: str) -> Path:
     """The merge, quantized."""
     return run.of("quantize") / f"{run.recipe.name}-{type_name.lower()}.gguf"
+
+
+def imatrix_file(run: Run) -> Path:
+    """The importance matrix of the merge."""
+    return run.of("imatrix") / f"{run.recipe.name}.imatrix.gguf"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from rpam_lite.checkpoint.files import write_json
 from rpam_lite.errors import RpamError
 from rpam_lite.pipeline.release import fit_as_released
 from rpam_lite.pipeline.stage import Run
+from rpam_lite.pipeline.traces import calibration_traces
 
 if TYPE_CHECKING:
     from rpam_lite.fit.problem import Reducer
@@ -29,20 +29,15 @@ def run_capture(run: Run) -> None:
 
     from rpam_lite.fit.batches import micro_batches
     from rpam_lite.fit.setup import open_weights, plan_recipe
-    from rpam_lite.patterns.label import labelled
     from rpam_lite.streaming.activations import PARENTS
-    from rpam_lite.streaming.capture import calibration_set, capture, choose_questions
+    from rpam_lite.streaming.capture import capture
     from rpam_lite.streaming.codec import coarsest_codec
     from rpam_lite.streaming.plan_table import plan_table
     from rpam_lite.streaming.survey import survey
 
     recipe, settings, folder = run.recipe, run.recipe.capture, run.of("capture")
     torch.set_num_threads(recipe.threads)
-    lines = (run.of("label") / "patterns.jsonl").read_text(encoding="utf-8").split("\n")
-    chosen = choose_questions(
-        labelled(json.loads(line) for line in lines if line), settings.questions_per_class, recipe.seed
-    )
-    questions = calibration_set(chosen, settings)
+    chosen, questions = calibration_traces(run)
     per_label = {name: sum(q.label == name for q in chosen) for name in PARENTS}
     run.say(f"calibration set: {per_label['long']} long and {per_label['short']} short questions")
     planned = plan_recipe(recipe, questions, run.folder)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from rpam_lite import __version__
 from rpam_lite.checkpoint.files import adapter_base, read_json, write_json
+from rpam_lite.checkpoint.hub import readable_name
 from rpam_lite.errors import RpamError
 from rpam_lite.recipe import Recipe
 
@@ -41,6 +42,11 @@ def parent_folders(recipe: Recipe) -> list[Path]:
     parents = recipe.parents
     bases = [adapter_base(path, parents.base) for path in (parents.long, parents.short)]
     return list(dict.fromkeys([parents.long, parents.short, *(b for b in bases if b is not None)]))
+
+
+def parent_names(recipe: Recipe) -> list[str]:
+    """Names of both parents, Long first: those of the hub, or of their folders."""
+    return [readable_name(recipe.parents.long), readable_name(recipe.parents.short)]
 
 
 class Progress(Protocol):

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from rpam_lite.checkpoint.files import write_text
 from rpam_lite.pipeline.artefacts import exported_gguf, merged_folder, parent_gguf, quantized_gguf
-from rpam_lite.pipeline.stage import Run
+from rpam_lite.pipeline.proving import prove_export
+from rpam_lite.pipeline.stage import Run, parent_names
 
 if TYPE_CHECKING:
     from quant.tasks.questions import Question
@@ -62,24 +63,15 @@ def donor_prompts(run: Run, questions: Sequence[Question]) -> dict[str, tuple[in
 
 
 def run_export(run: Run) -> None:
-    """Write the merged checkpoint as an unquantized GGUF file."""
+    """Write the merged checkpoint as an unquantized GGUF file, and prove it in llama.cpp."""
     from export.gguf.write import write_gguf
     from rpam_lite.checkpoint.source import CheckpointSource
 
     source = CheckpointSource(merged_folder(run))
     step = run.progress.start("exporting", len(source.names()))
-    settings = run.recipe.export
-    write_gguf(source, source.config, source.folder, exported_gguf(run), settings.type, run.recipe.name, step)
-
-
-def run_quantize(run: Run) -> None:
-    """Make the quantized GGUF files, each in a process of its own."""
-    from quant.gguf import quantize
-
-    step = run.progress.start("quantizing", len(run.recipe.quantize.types))
-    for type_name in run.recipe.quantize.types:
-        quantize(exported_gguf(run), quantized_gguf(run, type_name), type_name, run.recipe.quantize.threads)
-        step(type_name)
+    settings, parents = run.recipe.export, parent_names(run.recipe)
+    write_gguf(source, source.config, source.folder, exported_gguf(run), settings.type, run.recipe.name, step, parents)
+    prove_export(run, exported_gguf(run), settings.type, source, source.config, source.folder)
 
 
 def run_report(run: Run) -> None:

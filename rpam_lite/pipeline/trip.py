@@ -8,7 +8,7 @@ from quant.evaluate import RECORD_VERSION
 from quant.tasks.grader import GRADER_VERSION
 from rpam_lite.errors import RpamError
 from rpam_lite.patterns.label import PATTERN_VERSION
-from rpam_lite.pipeline import checking, fitting, merging, stages, statistics
+from rpam_lite.pipeline import checking, fitting, merging, quantizing, stages, statistics
 from rpam_lite.pipeline.measure import run_eval
 from rpam_lite.pipeline.stage import Run, Stage, execute, is_done, needed_by, parent_folders
 from rpam_lite.recipe import OURS, Recipe
@@ -96,16 +96,33 @@ _ORDER = (
         "Write the merged checkpoint as GGUF.",
         ("merge",),
         lambda r: [r.name, r.export.model_dump()],
-        lambda r: [],
+        lambda r: [r.eval.questions],
         stages.run_export,
+    ),
+    Stage(
+        "imatrix",
+        "Measure the merge's inputs: the importance matrix.",
+        ("label", "merge"),
+        lambda r: [r.name, r.seed, r.threads, r.memory.model_dump(), r.capture.model_dump()],
+        lambda r: [],
+        quantizing.run_imatrix,
+        applies=lambda r: r.quantize.imatrix,
     ),
     Stage(
         "quantize",
         "Quantize the GGUF file.",
-        ("export",),
-        lambda r: r.quantize.model_dump(),
+        ("export", "imatrix"),
+        lambda r: [r.name, r.quantize.model_dump()],
         lambda r: [],
-        stages.run_quantize,
+        quantizing.run_quantize,
+    ),
+    Stage(
+        "divergence",
+        "Compare the quantized files with the unquantized one.",
+        ("label", "export", "quantize"),
+        lambda r: [r.seed, r.engine_threads, r.capture.model_dump(), r.quantize.types],
+        lambda r: [],
+        quantizing.run_divergence,
     ),
     Stage(
         "eval",
@@ -126,7 +143,7 @@ _ORDER = (
     Stage(
         "report",
         "Write the report and print the closing table.",
-        ("fit", "eval"),
+        ("fit", "divergence", "eval"),
         lambda r: r.name,
         lambda r: [],
         stages.run_report,

@@ -23,7 +23,8 @@ def write_report(recipe: Recipe, run_folder: Path, folder: Path) -> None:
         log = read_json(run_folder / "fit" / "fit.json", "the fit's log")
         (folder / "coefficients.png").write_bytes((run_folder / "fit" / "coefficients.png").read_bytes())
         fitted = fit_sections(recipe, coefficients, log)
-    write_text(folder / "report.md", page(recipe, evaluation) + fitted)
+    compared = read_json(run_folder / "divergence" / "divergence.json", "the divergences")["files"]
+    write_text(folder / "report.md", page(recipe, evaluation) + divergence_section(compared) + fitted)
 
 
 def closing(run_folder: Path) -> str:
@@ -132,6 +133,24 @@ Long answers:
 ## By think block
 
 {block_table(rows)}
+"""
+
+
+def divergence_section(files: dict[str, dict[str, float]]) -> str:
+    """How far each quantized file is from the unquantized one, as Markdown."""
+    rows = "\n".join(
+        f"| {name} | {d['mean']:.2g} ± {d['error']:.1g} | {d['median']:.2g} | {d['p99']:.2g} "
+        f"| {_percent(d['same_top'])} |"
+        for name, d in files.items()
+    )
+    return f"""
+## Quantization
+
+KL divergence to the unquantized file in nats a token, on the calibration traces' answers.
+
+| type | mean | median | 99th percentile | same top token |
+|---|---:|---:|---:|---:|
+{rows}
 """
 
 

@@ -14,7 +14,7 @@ from export.gguf.write import write_gguf
 from quant.engines import Request, Sampling
 from quant.engines.llama_cpp import LlamaCppEngine
 from quant.evaluate import Record, evaluate, summarize, summarize_by_level, think_block
-from quant.gguf import quantization_types, quantize
+from quant.gguf import Settings, quantization_types, quantize
 from quant.tasks.questions import Question
 from rpam_lite.checkpoint.source import CheckpointSource
 from rpam_lite.errors import RpamError
@@ -88,21 +88,21 @@ def test_quantize_shrinks_and_still_runs(model: Path, tmp_path: Path) -> None:
     sizes = {}
     for name in ("Q8_0", "Q4_K_M"):
         target = tmp_path / f"{name}.gguf"
-        quantize(model, target, name, threads=1)
+        quantize(model, target, name, Settings(threads=1))
         sizes[name] = target.stat().st_size
         assert complete(target, 2, requests(Sampling(), 2))
         again = tmp_path / "again.gguf"
-        quantize(model, again, name, threads=1)
+        quantize(model, again, name, Settings(threads=1))
         assert again.read_bytes() == target.read_bytes()
     assert sizes["Q4_K_M"] < sizes["Q8_0"] < model.stat().st_size
 
 
 def test_quantize_names_what_is_wrong(model: Path, tmp_path: Path) -> None:
     with pytest.raises(RpamError, match=r"no type 'Q4_K_X'.*Q4_K_M"):
-        quantize(model, tmp_path / "out.gguf", "Q4_K_X", threads=1)
+        quantize(model, tmp_path / "out.gguf", "Q4_K_X", Settings(threads=1))
     (tmp_path / "bad.gguf").write_bytes(b"no gguf at all")
     with pytest.raises(RpamError, match=r"bad\.gguf: llama\.cpp failed to quantize it to Q8_0"):
-        quantize(tmp_path / "bad.gguf", tmp_path / "out.gguf", "Q8_0", threads=1)
+        quantize(tmp_path / "bad.gguf", tmp_path / "out.gguf", "Q8_0", Settings(threads=1))
     assert not list(tmp_path.glob("out*"))
     assert {"Q8_0", "Q4_K_M", "IQ4_XS", "Q6_K"} <= quantization_types().keys()
 
