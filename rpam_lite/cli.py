@@ -161,6 +161,8 @@ def verify_command(recipe: RecipeArgument, runs: RunsOption = Path("runs")) -> N
 def export_command(
     recipe: RecipeArgument,
     runs: RunsOption = Path("runs"),
+    direct: Annotated[Path | None, typer.Option(help="merge into this GGUF file, without a merged checkpoint")] = None,
+    file_type: Annotated[str, typer.Option("--type", help="with --direct: F32, F16, BF16 or Q8_0")] = "F16",
     mergekit: Annotated[Path | None, typer.Option(help="write the same merge as a mergekit recipe instead")] = None,
     lora: Annotated[Path | None, typer.Option(help="write it as a LoRA adapter folder over one parent instead")] = None,
     over: Annotated[str, typer.Option(help="with --lora: the parent, long or short")] = "short",
@@ -171,9 +173,11 @@ def export_command(
 
     Example: rpam export recipes/tiny.yaml --lora adapter --over short --rank 128
     """
-    from rpam_lite.pipeline.others import write_adapter, write_mergekit
+    from rpam_lite.pipeline.others import write_adapter, write_direct, write_mergekit
 
-    if mergekit:
+    if direct:
+        _with_run(recipe, runs, partial(write_direct, file=direct, file_type=file_type))
+    elif mergekit:
         _with_run(recipe, runs, partial(write_mergekit, file=mergekit))
     elif lora:
         _with_run(recipe, runs, partial(write_adapter, folder=lora, over=over, rank=rank, floor=floor))

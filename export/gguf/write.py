@@ -162,12 +162,16 @@ def _rows(source: TensorSource, name: str, heads: int | None) -> Iterator[torch.
     """A tensor's rows in order, a chunk at a time; those of `heads` rotary heads in llama.cpp's order."""
     shape = source.shape(name)
     if heads is not None:
-        whole = source.rows(name, 0, shape[0])
-        yield whole.view(heads, 2, shape[0] // heads // 2, *shape[1:]).swapaxes(1, 2).reshape(shape)
+        yield leave_rotary_layout(source.rows(name, 0, shape[0]), heads)
         return
     step = max(1, _CHUNK_VALUES // max(1, prod(shape[1:])))
     for start in range(0, shape[0], step):
         yield source.rows(name, start, min(start + step, shape[0]))
+
+
+def leave_rotary_layout(rows: torch.Tensor, heads: int) -> torch.Tensor:
+    """Rows of q or k, of Hugging Face's two halves a head, as llama.cpp's neighbouring pairs."""
+    return rows.view(heads, 2, len(rows) // heads // 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
 
 
 def encode(rows: torch.Tensor, entry: Entry) -> memoryview | bytes:

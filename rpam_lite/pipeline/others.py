@@ -7,7 +7,7 @@ from pathlib import Path
 from rpam_lite.checkpoint.files import write_text
 from rpam_lite.errors import RpamError
 from rpam_lite.pipeline.merging import merged_source
-from rpam_lite.pipeline.stage import Run, is_done
+from rpam_lite.pipeline.stage import Run, is_done, parent_names
 from rpam_lite.pipeline.trip import STAGES
 from rpam_lite.recipe import OURS
 
@@ -64,6 +64,7 @@ def write_adapter(run: Run, folder: Path, over: str, rank: int, floor: float) ->
     """
     import torch
 
+    from export.gguf.adapter import write_adapter_gguf
     from export.lora import write_lora
     from rpam_lite.checkpoint.aligned import AlignedSource
 
@@ -88,5 +89,30 @@ def write_adapter(run: Run, folder: Path, over: str, rank: int, floor: float) ->
     )
     share = sum(k.kept for k in kept) / max(1e-30, sum(k.energy for k in kept))
     run.say(f"{folder}: a rank {rank} adapter over {over}, with {100 * share:.1f} % of the difference's energy")
+    file = folder / "adapter-f16.gguf"
+    left_out = write_adapter_gguf(folder, parent.config, path, file)
+    lost = f", without {left_out} norms, for which it has no place" if left_out else ""
+    run.say(f"{file}: the same for llama.cpp{lost}")
     for one in sorted(kept, key=lambda k: k.energy - k.kept, reverse=True)[:5]:
         run.say(f"  {100 * one.share:.1f} % of {one.name}")
+
+
+def write_direct(run: Run, file: Path, file_type: str) -> None:
+    """Merge and export in one pass: the GGUF file straight from the parents, without a merged checkpoint.
+
+    Raises:
+        RpamError: An unknown type, there is no fit of this recipe, or the file is not what it must be.
+    """
+    from typing import get_args
+
+    from export.gguf.write import GgufType, write_gguf
+    from rpam_lite.pipeline.proving import prove_export
+
+    if file_type not in get_args(GgufType):
+        raise RpamError(f"--type {file_type}: must be one of {', '.join(get_args(GgufType))}.")
+    _require_fit(run)
+    source, config, donor = merged_source(run)
+    step = run.progress.start("merging and exporting", len(source.names()))
+    known: GgufType = file_type  # type: ignore[assignment]
+    write_gguf(source, config, donor, file, known, run.recipe.name, step, parent_names(run.recipe))
+    prove_export(run, file, known, source, config, donor)
