@@ -185,6 +185,27 @@ def export_command(
         _with_run(recipe, runs, partial(run_one, "export"))
 
 
+ollama_app = typer.Typer(help="Put a run's quantized file on a running Ollama server.", no_args_is_help=True)
+app.add_typer(ollama_app, name="ollama")
+
+
+@ollama_app.command("create")
+def ollama_create_command(
+    name: Annotated[str, typer.Argument(help="name of the model there")],
+    recipe: RecipeArgument,
+    runs: RunsOption = Path("runs"),
+    type_name: Annotated[str, typer.Option("--type", help="which of the run's quantized files")] = "Q4_K_M",
+    host: Annotated[str, typer.Option(help="address of the server")] = "http://localhost:11434",
+) -> None:
+    """Create a model on a running Ollama server from a run's quantized file, and check it there.
+
+    Example: rpam ollama create my-merge recipes/tiny.yaml --type Q4_K_M
+    """
+    from rpam_lite.pipeline.ollama import create_model
+
+    _with_run(recipe, runs, partial(create_model, name=name, type_name=type_name, host=host))
+
+
 @app.command("methods")
 def methods_command() -> None:
     """List the merge methods that a recipe can name, with what they need and their source.

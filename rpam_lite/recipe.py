@@ -170,6 +170,16 @@ class Quantize(_Section):
     threads: Positive = 2
 
 
+class Ollama(_Section):
+    """What the Modelfile sets: Ollama's own defaults cut a reasoning model's answers at 4096 tokens."""
+
+    num_ctx: Positive = Field(16384, description="context, prompt and answer together")
+    temperature: float = Field(0.6, ge=0)
+    top_p: float = Field(0.95, gt=0, le=1)
+    top_k: int = Field(20, ge=0)
+    system: str = Field("", description="system prompt; none where empty")
+
+
 class Eval(_Section):
     """Measurement in llama.cpp on held-out questions, greedy."""
 
@@ -198,6 +208,7 @@ class Recipe(_Section):
     merge: Merge = Merge()
     export: Export = Export()
     quantize: Quantize = Quantize()
+    ollama: Ollama = Ollama()
     eval: Eval
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rpam_lite.checkpoint.files import write_json
 from rpam_lite.pipeline.artefacts import exported_gguf, imatrix_file, merged_folder, quantized_gguf
+from rpam_lite.pipeline.ollama import write_modelfiles
 from rpam_lite.pipeline.stage import Run
 from rpam_lite.pipeline.traces import calibration_traces
 
@@ -87,6 +88,7 @@ def run_quantize(run: Run) -> None:
         step = run.progress.start(f"quantizing to {name}, {told[name].mib:.1f} MiB", len(tensors))
         if fallbacks := quantize(source, quantized_gguf(run, name), name, chosen, step):
             run.say(f"{name}: llama.cpp can't use it on {len(fallbacks)} tensors, among them {fallbacks[0]}")
+    write_modelfiles(run)
 
 
 def run_divergence(run: Run) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from rpam_lite.checkpoint.files import write_text
 from rpam_lite.pipeline.artefacts import exported_gguf, merged_folder, parent_gguf, quantized_gguf
+from rpam_lite.pipeline.ollama import modelfile_of
 from rpam_lite.pipeline.proving import prove_export
 from rpam_lite.pipeline.stage import Run, parent_names
 
@@ -88,4 +89,6 @@ def say_closing(run: Run) -> None:
     run.say(closing(run.folder))
     run.say(f"report: {run.of('report') / 'report.md'}")
     for type_name in run.recipe.quantize.types:
-        run.say(f"for llama.cpp: {quantized_gguf(run, type_name)}")
+        file = quantized_gguf(run, type_name)
+        run.say(f"for llama.cpp: {file}")
+        run.say(f"for Ollama:    ollama create {run.recipe.name} -f {modelfile_of(file)}")

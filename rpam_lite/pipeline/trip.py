@@ -111,8 +111,8 @@ _ORDER = (
     Stage(
         "quantize",
         "Quantize the GGUF file.",
-        ("export", "imatrix"),
-        lambda r: [r.name, r.quantize.model_dump()],
+        ("merge", "export", "imatrix"),
+        lambda r: [r.name, r.quantize.model_dump(), r.ollama.model_dump()],
         lambda r: [],
         quantizing.run_quantize,
     ),
