@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -88,7 +88,7 @@ def _with_run(recipe_path: Path, runs: Path, action: Callable[[Run], None]) -> N
     columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(soft_wrap=True)) as progress, _interrupts_kept() as check:
 
-        def say(text: str) -> None:
+        def say(text: RenderableType) -> None:
             check()
             progress.console.print(text, markup=False, highlight=False)
 
@@ -206,6 +206,33 @@ def ollama_create_command(
     _with_run(recipe, runs, partial(create_model, name=name, type_name=type_name, host=host))
 
 
+@app.command("quantize")
+def quantize_command(
+    recipe: RecipeArgument,
+    runs: RunsOption = Path("runs"),
+    fit: Annotated[str | None, typer.Option(help="memory that weights, cache and buffers must fit, as 4GiB")] = None,
+    budget_kld: Annotated[float | None, typer.Option(min=0, help="largest KL divergence, in nats a token")] = None,
+    context: Annotated[int, typer.Option(min=1, help="with --fit: tokens of the context")] = 8192,
+    cache_type: Annotated[str, typer.Option(help="with --fit: type of the cache, F16, Q8_0 or Q4_0")] = "F16",
+) -> None:
+    """Quantize the GGUF file to the recipe's types; or choose the type for a memory, or for a loss.
+
+    Example: rpam quantize recipes/tiny.yaml --fit 4GiB --context 16384
+    """
+    from rpam_lite.pipeline.choosing import quantize_to
+
+    if fit is not None and budget_kld is not None:
+        raise RpamError("--fit and --budget-kld: give one of them.")
+    if fit is None and budget_kld is None:
+        _with_run(recipe, runs, partial(run_one, "quantize"))
+    else:
+        _with_run(
+            recipe,
+            runs,
+            partial(quantize_to, fit=fit, budget_kld=budget_kld, context=context, cache_type=cache_type),
+        )
+
+
 @app.command("methods")
 def methods_command() -> None:
     """List the merge methods that a recipe can name, with what they need and their source.
@@ -226,7 +253,7 @@ def _add_stage_command(name: str) -> None:
 
 
 for _name in STAGES:
-    if _name not in ("check", "export"):
+    if _name not in ("check", "export", "quantize"):
         _add_stage_command(_name)
 
 

@@ -19,6 +19,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from rich.console import RenderableType
+
 from rpam_lite import __version__
 from rpam_lite.checkpoint.files import adapter_base, read_json, write_json
 from rpam_lite.checkpoint.hub import readable_name
@@ -64,7 +66,7 @@ class Run:
     recipe: Recipe
     folder: Path
     progress: Progress
-    say: Callable[[str], None]
+    say: Callable[[RenderableType], None]
 
     def of(self, stage: str) -> Path:
         """The folder of a stage."""
