@@ -28,6 +28,8 @@ bench: setup
 	@$(BIN)/python -m bench.fit
 	@$(BIN)/python -m bench.tiny
 	@$(BIN)/python -m bench.merge
+	@$(BIN)/python -m bench.export
+	@$(BIN)/python -m bench.quantize
 
 check: setup
 	@$(BIN)/ruff check .

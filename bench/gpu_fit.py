@@ -44,6 +44,8 @@ MICRO_TOKENS = 4096
 class RandomParent:
     """A parent whose tensors are cut out of a random block at a place that depends on their name."""
 
+    as_stored = False
+
     def __init__(self, skeleton: Skeleton, task_vector: float) -> None:
         self.folder, self.config = Path("random"), skeleton.config.to_dict()
         self._shapes = skeleton.tensors()

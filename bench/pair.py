@@ -30,7 +30,7 @@ def make_pair(folder: Path, shape: str, spread: float = 0.05, seed: int = 1) -> 
     for parent in ("short", "long"):
         (folder / parent).mkdir(parents=True, exist_ok=True)
         (folder / parent / "config.json").write_text(json.dumps({**config.to_dict(), **_named(shape)}))
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for file, shapes in files.items():
         short = {name: _random(name, s, generator) for name, s in shapes.items()}
         long = {n: t + spread * t.std() * torch.randn(t.shape, generator=generator) for n, t in short.items()}

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
-from recipes.tiny.questions import draw_questions, long_response, short_response
+from recipes.tiny.questions import Split, draw_questions, long_response, short_response
 from recipes.tiny.tokenizer import TURN_END, TURN_START
 from rpam_lite.checkpoint.source import CheckpointSource
 from rpam_lite.fit.batches import load_batches, micro_batches, question_shares
@@ -37,11 +37,11 @@ PAIR = Path(__file__).parents[1] / "recipes" / "tiny"
 MICRO_TOKENS = 4096
 
 
-def written_questions(per_level: int) -> CalibrationSet:
-    """`per_level` calibration questions of every level with their written answers."""
+def written_questions(per_level: int, split: Split = "calibration") -> CalibrationSet:
+    """`per_level` questions of every level with their written answers."""
     tokenizer = Tokenizer.from_file(str(PAIR / "long" / "tokenizer.json"))
     prompts, answers, is_long = [], [], []
-    for problem, question in draw_questions("calibration", per_level, seed=3):
+    for problem, question in draw_questions(split, per_level, seed=3):
         prompt = f"{TURN_START}user\n{question}{TURN_END}\n{TURN_START}assistant\n"
         answer = long_response(problem) if problem.level > 2 else short_response(problem)
         prompts.append(tokenizer.encode(prompt).ids)
