@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from quant.evaluate import Record
+from quant.records import Record
 
 Floats = NDArray[np.float64]
 DRAWS = 2000

@@ -8,6 +8,7 @@ are given the next requests.
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import signal
 import threading
 from collections import deque
@@ -91,6 +92,7 @@ class LlamaCppEngine:
         llama_cpp.llama_backend_init()
         _log_tail.clear()
         self.path, self.parallel, self.threads = path, parallel, threads
+        self.name = path.stem
         with _interrupts_wait():
             model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
         if model is None:
@@ -110,6 +112,12 @@ class LlamaCppEngine:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    @cached_property
+    def identity(self) -> str:
+        """Hash of the file's content."""
+        with self.path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
 
     @property
     def handle(self) -> Any:
@@ -250,7 +258,8 @@ class LlamaCppEngine:
             if len(slot.token_ids) < slot.request.max_tokens:
                 return None
         pieces = tuple(self._piece(t) for t in slot.token_ids)
-        return Completion(slot.request.key, tuple(slot.token_ids), pieces, "stop" if ended else "length")
+        generated = len(slot.token_ids) + ended
+        return Completion(slot.request.key, tuple(slot.token_ids), pieces, "stop" if ended else "length", generated)
 
     def _piece(self, token: int) -> bytes:
         if token not in self._pieces:

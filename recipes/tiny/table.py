@@ -17,7 +17,8 @@ from pathlib import Path
 from export.gguf.write import write_gguf
 from quant.engines import Request, Sampling
 from quant.engines.llama_cpp import LlamaCppEngine
-from quant.evaluate import Record, summarize, summarize_by_level, to_record
+from quant.records import Record, to_record
+from quant.summary import summarize, summarize_by_level
 from quant.tasks.questions import Question
 from recipes.tiny.questions import draw_questions
 from rpam_lite.checkpoint.source import CheckpointSource

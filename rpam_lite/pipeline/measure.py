@@ -20,7 +20,7 @@ from rpam_lite.pipeline.stage import Run, identity, parent_folders
 from rpam_lite.pipeline.stages import donor_prompts
 
 if TYPE_CHECKING:
-    from quant.evaluate import Record
+    from quant.records import Record
     from quant.tasks.questions import Question
 
 LONG, SHORT = "Long", "Short"
@@ -64,8 +64,8 @@ def rows(run: Run) -> list[Row]:
 
 def run_eval(run: Run) -> None:
     """Measure every row and write evaluation.json, the comparison with the scalar curve in it."""
-    from quant.evaluate import RECORD_VERSION
     from quant.frontier import gain_over_curve
+    from quant.records import RECORD_VERSION
     from quant.tasks.grader import GRADER_VERSION
     from quant.tasks.questions import load_questions
 
@@ -97,7 +97,7 @@ def _measure(
 ) -> list[Record]:
     """The row's records, from its file if it is there."""
     from quant.engines.llama_cpp import LlamaCppEngine
-    from quant.evaluate import evaluate, read_records
+    from quant.records import answer_questions, read_records
 
     if file.exists():
         return read_records(file)
@@ -107,7 +107,9 @@ def _measure(
         row.make()
     try:
         with LlamaCppEngine(row.file, settings.parallel, run.recipe.engine_threads) as engine:
-            return evaluate(engine, questions, file, settings.max_tokens, prompts, partial(step, ""))
+            return answer_questions(
+                engine, questions, file, settings.max_tokens, prompts=prompts, on_record=partial(step, "")
+            )
     finally:
         if row.make is not None:
             row.file.unlink(missing_ok=True)
@@ -115,7 +117,7 @@ def _measure(
 
 def _summary(row: Row, records: list[Record], long_think_tokens: int) -> dict[str, Any]:
     """The row of evaluation.json."""
-    from quant.evaluate import summarize, summarize_by_level
+    from quant.summary import summarize, summarize_by_level
 
     levels = summarize_by_level(records, long_think_tokens)
     return {

@@ -13,8 +13,9 @@ import pytest
 from export.gguf.write import write_gguf
 from quant.engines import Request, Sampling
 from quant.engines.llama_cpp import LlamaCppEngine
-from quant.evaluate import Record, evaluate, summarize, summarize_by_level, think_block
 from quant.gguf import Settings, quantization_types, quantize
+from quant.records import Record, answer_questions, think_block
+from quant.summary import summarize, summarize_by_level
 from quant.tasks.questions import Question
 from rpam_lite.checkpoint.source import CheckpointSource
 from rpam_lite.errors import RpamError
@@ -111,14 +112,14 @@ def test_evaluate_goes_on_where_it_stopped(model: Path, tmp_path: Path) -> None:
     questions = [Question(str(i), f"What is {i} + 1?", str(i + 1), level=i % 2 + 1) for i in range(6)]
     file = tmp_path / "records.jsonl"
     with LlamaCppEngine(model, 2, threads=1) as engine:
-        whole = evaluate(engine, questions, file, 12)
+        whole = answer_questions(engine, questions, file, 12)
         lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
         file.unlink()
         (tmp_path / "records.jsonl.partial").write_text("".join(lines[:3]), encoding="utf-8")
         made = []
-        assert evaluate(engine, questions, file, 12, on_record=lambda: made.append(1)) == whole
+        assert answer_questions(engine, questions, file, 12, on_record=lambda: made.append(1)) == whole
     assert len(made) == 3
-    assert [r.key for r in whole] == [q.key for q in questions]
+    assert [r.question for r in whole] == [q.key for q in questions]
     summary = summarize(whole, 8)
     assert summary.questions == 6
     assert summary.accuracy == sum(r.correct for r in whole) / 6
@@ -143,7 +144,7 @@ def test_think_block(pieces: list[str], count: int, block: str) -> None:
 
 def test_length_is_told_apart_by_what_became_of_the_think_block() -> None:
     records = [
-        Record(str(i), 1, True, "", tokens, 0, block, "stop", "")
+        Record(str(i), str(i), 1, True, "", tokens, 0, block, "stop", "")
         for i, (tokens, block) in enumerate([(5, "none"), (90, "closed"), (110, "closed"), (300, "open")])
     ]
     blocks = summarize(records, 8).blocks

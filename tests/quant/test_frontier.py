@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from quant.evaluate import Record
 from quant.frontier import curve_accuracy, gain_over_curve
+from quant.records import Record
 
 
 def records(correct: list[bool], tokens: list[int]) -> list[Record]:
     pairs = enumerate(zip(correct, tokens, strict=True))
-    return [Record(str(i), 1, c, "", t, 0, "none", "stop", "") for i, (c, t) in pairs]
+    return [Record(str(i), str(i), 1, c, "", t, 0, "none", "stop", "") for i, (c, t) in pairs]
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,8 @@ def test_the_selected_parent_was_right_at_least_once(counts: tuple[int, int, int
 class ScriptedEngine:
     """Answers with fixed texts; remembers what it was asked."""
 
+    name, identity = "scripted", "scripted"
+
     def __init__(self, answers: list[str]) -> None:
         self.answers, self.asked = answers, list[Request]()
 
@@ -45,7 +47,7 @@ class ScriptedEngine:
         for request in requests:
             self.asked.append(request)
             text = self.answers[int(request.key.split("/")[1])].encode()
-            yield Completion(request.key, tuple(text), tuple(bytes([b]) for b in text), "stop")
+            yield Completion(request.key, tuple(text), tuple(bytes([b]) for b in text), "stop", len(text) + 1)
 
 
 QUESTIONS = [Question("1", "3 + 4?", "7", 1), Question("2", "3 + 5?", "8", 2)]

@@ -19,7 +19,7 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from quant.evaluate import read_records
+from quant.records import read_records
 from rpam_lite.fit.__main__ import Quiet
 from rpam_lite.pipeline.stage import Run
 from rpam_lite.pipeline.trip import verify_again
