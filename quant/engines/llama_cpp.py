@@ -1,8 +1,6 @@
 """llama.cpp through its C API, many sequences decoded side by side.
 
-llama-cpp-python's high-level `Llama` decodes one sequence at a time. Here a fixed number of slots
-share one batch: each step decodes one token of every running sequence, and slots that have ended
-are given the next requests.
+llama-cpp-python's high-level `Llama` decodes one sequence at a time; how many share a batch here, see batching.py.
 """
 
 from __future__ import annotations
@@ -11,18 +9,22 @@ import ctypes
 import hashlib
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import llama_cpp
+import numpy as np
 from jinja2.exceptions import TemplateError
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
-from quant.engines.base import Completion, Request, Sampling
+from quant.engines.base import Completion, Request
+from quant.engines.batching import Decoder, Slot, run
 from rpam_lite.errors import RpamError
 
 _log_tail: deque[str] = deque(maxlen=20)
@@ -50,29 +52,6 @@ def _interrupts_wait() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
-class _Slot:
-    """One running sequence: what it still has to decode, and what it has generated."""
-
-    def __init__(self, sequence: int, request: Request) -> None:
-        self.sequence, self.request = sequence, request
-        self.pending = request.prompt
-        self.position = 0
-        self.row: int | None = None  # of its last token in the batch, until the next one is drawn
-        self.token_ids: list[int] = []
-
-    @cached_property
-    def sampler(self) -> Any:
-        """The request's sampler chain; it lives in llama.cpp until `free`."""
-        return _sampler(self.request.sampling)
-
-    def free(self) -> None:
-        """Free the sampler."""
-        llama_cpp.llama_sampler_free(self.sampler)
-
-
-_IDLE = Request("", (0,), 1)
-
-
 class LlamaCppEngine:
     """Runs one GGUF file on the CPU, or on the GPU that llama-cpp-python was built for.
 
@@ -80,18 +59,19 @@ class LlamaCppEngine:
         path: GGUF file.
         parallel: Sequences decoded side by side.
         threads: CPU threads.
+        context: Tokens of prompt and answer together; as many as the requests ask for if None.
 
     Raises:
         RpamError: The file is missing or llama.cpp can't load it.
     """
 
-    def __init__(self, path: Path, parallel: int = 16, threads: int = 2) -> None:
+    def __init__(self, path: Path, parallel: int = 16, threads: int = 2, context: int | None = None) -> None:
         if not path.is_file():
             raise RpamError(f"{path}: no such GGUF file.")
         llama_cpp.llama_log_set(_keep_log, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
         _log_tail.clear()
-        self.path, self.parallel, self.threads = path, parallel, threads
+        self.path, self.parallel, self.threads, self.context = path, parallel, threads, context
         self.name = path.stem
         with _interrupts_wait():
             model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
@@ -171,74 +151,69 @@ class LlamaCppEngine:
         """Complete all requests, yielding each as it ends.
 
         Raises:
-            RpamError: The context can't be made (memory), or decoding fails.
+            RpamError: A prompt is empty or longer than the context, the context can't be made (memory), or decoding
+                fails.
         """
         if not requests:
             return
-        # Long prompts tend to long answers: started first, they leave no tail of lonely sequences.
-        waiting = deque(sorted(requests, key=lambda r: -len(r.prompt)))
-        parallel = min(self.parallel, len(requests))
-        room = max(len(r.prompt) + r.max_tokens for r in requests)
-        context = self._new_context(parallel, room)
-        batch = llama_cpp.llama_batch_init(parallel * room, 0, 1)
-        slots: dict[int, _Slot] = {}
+        fitted = [self._fitted(request) for request in requests]
+        parallel = min(self.parallel, len(fitted))
+        room = -(-max(len(r.prompt) + r.max_tokens for r in fitted) // 256) * 256
+        decoder = Decoder(self._new_context(parallel, room), parallel, room, self._fail)
         try:
-            while waiting or slots:
-                # A prompt costs a pass of its own, so let some slots gather before the next ones join.
-                if waiting and (parallel - len(slots)) * 4 >= parallel:
-                    joining = [_Slot(i, waiting.popleft()) for i in range(parallel) if i not in slots and waiting]
-                    slots |= {slot.sequence: slot for slot in joining}
-                    batched = joining
-                else:
-                    # llama.cpp decodes sequences in one pass only if their numbers follow each other: an
-                    # idle one that decodes a token for nothing is far cheaper than a second pass.
-                    batched = [slots.get(i) or _Slot(i, _IDLE) for i in range(min(slots), max(slots) + 1)]
-                self._decode(context, batch, batched)
-                for slot in list(slots.values()):
-                    if slot.row is None:
-                        continue
-                    completion = self._advance(context, slot)
-                    if completion is not None:
-                        del slots[slot.sequence]
-                        slot.free()
-                        yield completion
+            for slot in run(decoder, fitted, parallel, partial(self._advance, decoder)):
+                yield self._completion(slot)
         finally:
-            for slot in slots.values():
-                slot.free()
-            llama_cpp.llama_batch_free(batch)
-            llama_cpp.llama_free(context)
+            decoder.free()
 
-    def _decode(self, context: Any, batch: Any, slots: Sequence[_Slot]) -> None:
-        """One pass over the pending tokens of these slots."""
-        memory = llama_cpp.llama_get_memory(context)
-        row = 0
-        for slot in slots:
-            if slot.position == 0:
-                llama_cpp.llama_memory_seq_rm(memory, slot.sequence, -1, -1)
-            for offset, token in enumerate(slot.pending):
-                batch.token[row] = token
-                batch.pos[row] = slot.position + offset
-                batch.n_seq_id[row] = 1
-                batch.seq_id[row][0] = slot.sequence
-                batch.logits[row] = offset == len(slot.pending) - 1
-                row += 1
-            slot.row = row - 1
-        batch.n_tokens = row
-        if (status := llama_cpp.llama_decode(context, batch)) != 0:
-            raise RpamError(f"{self.path}: llama.cpp failed to decode (status {status}; {_last_log_line()}).")
+    def _fitted(self, request: Request) -> Request:
+        """The request, cut to what the context leaves for its answer."""
+        length = len(request.prompt)
+        if length == 0:
+            raise RpamError(f"{self.path}: the prompt of {request.key} is empty.")
+        if self.context is None:
+            return request
+        if length >= self.context:
+            raise RpamError(
+                f"{self.path}: the prompt of {request.key} has {length} tokens, the context only {self.context}; "
+                "raise `context`."
+            )
+        return replace(request, max_tokens=min(request.max_tokens, self.context - length))
 
-    def _advance(self, context: Any, slot: _Slot) -> Completion | None:
-        """Draw the slot's next token; its completion if that ends it."""
-        token = llama_cpp.llama_sampler_sample(slot.sampler, context, slot.row)
-        slot.position += len(slot.pending)
-        slot.pending = (token,)
-        slot.row = None
-        return self._finished(slot, token)
+    def _fail(self, status: int) -> None:
+        raise RpamError(f"{self.path}: llama.cpp failed to decode (status {status}; {_last_log_line()}).")
+
+    def _advance(self, decoder: Decoder, slot: Slot, row: int) -> bool:
+        """Draw the slot's next token; whether that ends it."""
+        token = llama_cpp.llama_sampler_sample(slot.sampler, decoder.context, row)
+        slot.token_ids.append(token)
+        if slot.request.logprobs:
+            logits = decoder.logits(row, self.vocabulary_size).astype(np.float64)
+            top = logits.max()
+            slot.logprobs.append(float(logits[token] - top - np.log(np.exp(logits - top).sum())))
+        return self._ends(token) or len(slot.token_ids) == slot.request.max_tokens
+
+    def _ends(self, token: int) -> bool:
+        return bool(llama_cpp.llama_vocab_is_eog(self._vocab, token))
+
+    def _completion(self, slot: Slot) -> Completion:
+        generated = len(slot.token_ids)
+        ended = self._ends(slot.token_ids[-1])
+        kept = tuple(slot.token_ids[: generated - ended])
+        return Completion(
+            slot.request.key,
+            kept,
+            tuple(self._piece(token) for token in kept),
+            "stop" if ended else "length",
+            generated,
+            time.monotonic() - slot.began,
+            tuple(slot.logprobs[: len(kept)]) if slot.request.logprobs else None,
+        )
 
     def _new_context(self, parallel: int, room: int) -> Any:
         params = llama_cpp.llama_context_default_params()
         params.n_seq_max = parallel
-        params.n_ctx = parallel * (-(-room // 256) * 256)
+        params.n_ctx = parallel * room
         params.n_batch = params.n_ctx
         params.n_threads = params.n_threads_batch = self.threads
         with _interrupts_wait():
@@ -246,20 +221,9 @@ class LlamaCppEngine:
         if context is None:
             raise RpamError(
                 f"{self.path}: llama.cpp can't make a context of {params.n_ctx} tokens ({_last_log_line()}); "
-                "lower `parallel` or `max_tokens` in the recipe."
+                "lower `parallel` or `max_tokens`."
             )
         return context
-
-    def _finished(self, slot: _Slot, token: int) -> Completion | None:
-        """The completion if `token` ends it, else None with the token kept."""
-        ended = llama_cpp.llama_vocab_is_eog(self._vocab, token)
-        if not ended:
-            slot.token_ids.append(token)
-            if len(slot.token_ids) < slot.request.max_tokens:
-                return None
-        pieces = tuple(self._piece(t) for t in slot.token_ids)
-        generated = len(slot.token_ids) + ended
-        return Completion(slot.request.key, tuple(slot.token_ids), pieces, "stop" if ended else "length", generated)
 
     def _piece(self, token: int) -> bytes:
         if token not in self._pieces:
@@ -271,22 +235,6 @@ class LlamaCppEngine:
     def _named_token(self, name: str) -> str:
         number = self.metadata(f"tokenizer.ggml.{name}_token_id")
         return "" if number is None else self._piece(int(number)).decode("utf-8", errors="replace")
-
-
-def _sampler(sampling: Sampling) -> Any:
-    """A llama.cpp sampler chain in its own order: top-k, top-p, temperature, draw."""
-    chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
-    if sampling.temperature == 0:
-        llama_cpp.llama_sampler_chain_add(chain, llama_cpp.llama_sampler_init_greedy())
-        return chain
-    for part in (
-        llama_cpp.llama_sampler_init_top_k(sampling.top_k),
-        llama_cpp.llama_sampler_init_top_p(sampling.top_p, 1),
-        llama_cpp.llama_sampler_init_temp(sampling.temperature),
-        llama_cpp.llama_sampler_init_dist(sampling.seed),
-    ):
-        llama_cpp.llama_sampler_chain_add(chain, part)
-    return chain
 
 
 def _last_log_line() -> str:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import llama_cpp
+import numpy as np
 import pytest
+import torch
 
 from export.gguf.write import write_gguf
 from quant.engines import Request, Sampling
@@ -46,6 +49,67 @@ def test_side_by_side_equals_one_at_a_time(model: Path) -> None:
     assert complete(model, 3, requests(Sampling())) == alone
     assert complete(model, 16, requests(Sampling())) == alone
     assert any(len(set(ids)) > 1 for ids in alone.values())
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Tokens of every pass of llama.cpp."""
+    counts: list[int] = []
+    real = llama_cpp.llama_decode
+
+    def decode(context: Any, batch: Any) -> int:
+        counts.append(batch.n_tokens)
+        return int(real(context, batch))
+
+    monkeypatch.setattr(llama_cpp, "llama_decode", decode)
+    return counts
+
+
+@pytest.mark.parametrize("parallel", [1, 3, 4, 16])
+def test_a_shared_beginning_is_read_once(model: Path, decoded: list[int], parallel: int) -> None:
+    beginning = tuple(range(20, 220))
+    asked = [Request(f"{q}/{i}", (*beginning, 300 + q), 8 + i) for q in range(3) for i in range(4)]
+    alone = {}
+    for request in asked:
+        alone |= complete(model, 1, [request])
+    generated = sum(len(ids) for ids in alone.values())
+    assert len({ids[:8] for ids in alone.values()}) > 1
+    decoded.clear()
+    assert complete(model, parallel, asked) == alone
+    # Prompts once, every answer, and idle tokens that keep the batch whole.
+    assert sum(decoded) < 202 + 12 + 2 * generated
+    decoded.clear()
+    assert complete(model, 1, asked[:1]) == {"0/0": alone["0/0"]}
+    assert decoded[0] == 201
+
+
+def test_sampling_does_not_depend_on_its_neighbours(model: Path) -> None:
+    asked = [Request(str(i), tuple(range(40)), 12, Sampling(1.2, 0.95, 40, seed=i)) for i in range(6)]
+    together = complete(model, 4, asked)
+    for request in asked:
+        assert complete(model, 1, [request])[request.key] == together[request.key]
+    assert len(set(together.values())) > 3
+
+
+def test_log_probabilities_are_those_of_the_logits(model: Path) -> None:
+    from quant.logits import sequence_logits
+
+    request = Request("a", tuple(range(10, 30)), 10, Sampling(1.5, 0.9, 50, 7), logprobs=True)
+    with LlamaCppEngine(model, 2, threads=1) as engine:
+        (done,) = engine.generate([request])
+        logits = np.concatenate([c.copy() for c in sequence_logits(engine, [*request.prompt, *done.token_ids])])
+    rows = torch.from_numpy(logits[len(request.prompt) - 1 : -1]).double().log_softmax(-1)
+    expected = [float(row[token]) for row, token in zip(rows, done.token_ids, strict=False)]
+    assert done.logprobs == pytest.approx(expected, abs=0.02)
+    assert done.seconds > 0
+
+
+def test_the_context_limits_an_answer_and_refuses_a_prompt(model: Path) -> None:
+    with LlamaCppEngine(model, 2, threads=1, context=32) as engine:
+        (done,) = engine.generate([Request("a", tuple(range(10, 30)), 100)])
+        assert done.generated <= 12
+        with pytest.raises(RpamError, match="the prompt of b has 32 tokens, the context only 32; raise `context`"):
+            list(engine.generate([Request("b", tuple(range(10, 42)), 100)]))
 
 
 def test_greedy_equals_llama_cpp_pythons_own_loop(model: Path) -> None:
@@ -117,7 +181,8 @@ def test_evaluate_goes_on_where_it_stopped(model: Path, tmp_path: Path) -> None:
         file.unlink()
         (tmp_path / "records.jsonl.partial").write_text("".join(lines[:3]), encoding="utf-8")
         made = []
-        assert answer_questions(engine, questions, file, 12, on_record=lambda: made.append(1)) == whole
+        again = answer_questions(engine, questions, file, 12, on_record=lambda: made.append(1))
+        assert [replace(r, seconds=0) for r in again] == [replace(r, seconds=0) for r in whole]
     assert len(made) == 3
     assert [r.question for r in whole] == [q.key for q in questions]
     summary = summarize(whole, 8)
