@@ -8,18 +8,27 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from quant.engines import Completion, Engine, Request, Sampling
-from quant.tasks.grader import GRADER_VERSION, THINK_CLOSE, THINK_OPEN, grade
+from quant.tasks.grader import GRADER_VERSION, THINK_CLOSE, THINK_OPEN, Verdict, grade
 from quant.tasks.questions import Question
-from rpam_lite.checkpoint.files import keep_partial
+from rpam_lite.checkpoint.files import append_rows, read_rows, write_text
+from rpam_lite.errors import RpamError
 
 RECORD_VERSION = 3
 BLOCKS = ("none", "closed", "open")  # what can become of a think block
+
+# Text, question, whether the text was cut off -> verdict.
+Grade = Callable[[str, Question, bool], Verdict]
+
+
+def in_box(text: str, question: Question, truncated: bool) -> Verdict:
+    """The grader of a question whose answer is expected in a box."""
+    return grade(text, question.answer, truncated)
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,7 @@ class Record:
         key: Question and number of the sample, as "12/0".
         question: Key of the question.
         level: Its difficulty.
+        answer: Its gold answer.
         correct: The verdict.
         reason: Why.
         tokens: As the engine generated them.
@@ -48,6 +58,7 @@ class Record:
     key: str
     question: str
     level: int
+    answer: str
     correct: bool
     reason: str
     tokens: int
@@ -71,9 +82,10 @@ def answer_questions(
     samples: int = 1,
     sampling: Sampling = Sampling(),
     prompts: Mapping[str, tuple[int, ...]] | None = None,
+    grade_answer: Grade = in_box,
     on_record: Callable[[], None] = lambda: None,
 ) -> list[Record]:
-    """Answer every question `samples` times and grade the answers.
+    """Answer every question `samples` times and grade the answers; what the file has already is not asked again.
 
     Every sample has its own seed, a hash of `sampling.seed` and of the sample's key, so that an
     interrupted run draws what an uninterrupted one would have drawn.
@@ -81,37 +93,44 @@ def answer_questions(
     Args:
         engine: Runs the model.
         questions: What to ask.
-        file: JSON lines, one a completion; absent until all are there.
+        file: JSON lines, one a completion, appended as they end. It belongs to one way of asking: what differs in
+            sampling, prompts or `max_tokens` needs another file.
         max_tokens: Generated tokens after which an answer counts as truncated.
         samples: Answers a question.
         sampling: How tokens are drawn.
         prompts: Token ids by question key, where they shall not come from the engine's own template.
+        grade_answer: The grader.
         on_record: Called after each new completion.
 
     Returns:
         Records in the order of `questions`, the samples of one together.
+
+    Raises:
+        RpamError: The file is from another version, or the engine fails; what has ended is kept.
     """
     by_key = {q.key: q for q in questions}
-    keys = [f"{q.key}/{i}" for q in questions for i in range(samples)]
+    keys = sample_keys(questions, samples)
+    there = read_rows(file)
+    missing = [key for key in keys if key not in there]
+    asked = {
+        key: prompts[key] if prompts else engine.chat_prompt(by_key[key].question)
+        for key in dict.fromkeys(_question_of(key) for key in missing)
+    }
+    requests = {
+        key: Request(
+            key,
+            asked[_question_of(key)],
+            max_tokens,
+            replace(sampling, seed=zlib.crc32(f"{sampling.seed}/{key}".encode())),
+            by_key[_question_of(key)].question,
+        )
+        for key in missing
+    }
 
-    def generate(missing: list[str]) -> Iterable[dict[str, Any]]:
-        asked = {
-            key: prompts[key] if prompts else engine.chat_prompt(by_key[key].question)
-            for key in dict.fromkeys(_question_of(key) for key in missing)
-        }
-        requests = {
-            key: Request(
-                key,
-                asked[_question_of(key)],
-                max_tokens,
-                replace(sampling, seed=zlib.crc32(f"{sampling.seed}/{key}".encode())),
-                by_key[_question_of(key)].question,
-            )
-            for key in missing
-        }
+    def graded() -> Iterator[dict[str, Any]]:
         for completion in engine.generate(list(requests.values())):
             request = requests[completion.key]
-            record = to_record(completion, by_key[_question_of(completion.key)])
+            record = to_record(completion, by_key[_question_of(completion.key)], grade_answer)
             on_record()
             yield asdict(
                 replace(
@@ -122,12 +141,19 @@ def answer_questions(
                 )
             )
 
-    return [Record(**row) for row in keep_partial(file, keys, generate)]
+    append_rows(file, graded())
+    records = read_records(file)
+    return [records[key] for key in keys]
 
 
-def to_record(completion: Completion, question: Question) -> Record:
+def sample_keys(questions: Sequence[Question], samples: int) -> list[str]:
+    """Keys of all samples, those of a question together."""
+    return [f"{q.key}/{i}" for q in questions for i in range(samples)]
+
+
+def to_record(completion: Completion, question: Question, grade_answer: Grade = in_box) -> Record:
     """Grade one completion."""
-    verdict = grade(completion.text, question.answer, truncated=completion.finish_reason == "length")
+    verdict = grade_answer(completion.text, question, completion.finish_reason == "length")
     think_tokens, block = think_block(completion.pieces)
     if len(completion.pieces) == 1 and completion.generated > 2:
         think_tokens = round(completion.generated * think_share(completion.text))
@@ -135,6 +161,7 @@ def to_record(completion: Completion, question: Question) -> Record:
         key=completion.key,
         question=question.key,
         level=question.level,
+        answer=question.answer,
         correct=verdict.correct,
         reason=verdict.reason,
         tokens=completion.generated,
@@ -144,6 +171,18 @@ def to_record(completion: Completion, question: Question) -> Record:
         text=completion.text,
         seconds=completion.seconds,
     )
+
+
+def graded_again(record: Record, grade_answer: Grade) -> Record:
+    """The record with the verdict of the grader as it is now; nothing is generated."""
+    question = Question(record.question, "", record.answer, record.level)
+    verdict = grade_answer(record.text, question, record.finish_reason == "length")
+    return replace(record, correct=verdict.correct, reason=verdict.reason, grader=GRADER_VERSION)
+
+
+def write_records(file: Path, records: Sequence[Record]) -> None:
+    """Write a whole file of records, so that it is whole or as it was."""
+    write_text(file, "".join(json.dumps(asdict(record), ensure_ascii=False) + "\n" for record in records))
 
 
 def prompt_hash(request: Request) -> str:
@@ -176,9 +215,21 @@ def think_share(text: str) -> float:
     return len(before.rpartition(THINK_OPEN)[2].strip()) / max(1, len(text))
 
 
-def read_records(path: Path) -> list[Record]:
-    """Records of a finished evaluation."""
-    return [Record(**json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line]
+def read_records(file: Path) -> dict[str, Record]:
+    """Records of a file, by key.
+
+    Raises:
+        RpamError: They are of another version.
+    """
+    records = {}
+    for key, row in read_rows(file).items():
+        if row.get("version") != RECORD_VERSION:
+            raise RpamError(
+                f"{file}: its records are of version {row.get('version')}, this release reads {RECORD_VERSION}; "
+                "move the file away."
+            )
+        records[key] = Record(**row)
+    return records
 
 
 def _question_of(key: str) -> str:

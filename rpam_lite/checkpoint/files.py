@@ -136,6 +136,22 @@ def keep_partial(
     return ordered
 
 
+def read_rows(path: Path) -> dict[str, dict[str, Any]]:
+    """Rows of a JSON-lines file by their `key`; none if it is absent. A last line that was cut off is dropped."""
+    return {row["key"]: row for row in _whole_rows(path)} if path.exists() else {}
+
+
+def append_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Append rows to a JSON-lines file, each as soon as it comes; what is there stays, but for a line cut off."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not path.read_bytes().endswith(b"\n"):
+        write_text(path, "".join(_line(row) for row in _whole_rows(path)))
+    with path.open("a", encoding="utf-8") as stream:
+        for row in rows:
+            stream.write(_line(row))
+            stream.flush()
+
+
 def _line(row: dict[str, Any]) -> str:
     return json.dumps(row, ensure_ascii=False) + "\n"
 

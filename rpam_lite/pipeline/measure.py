@@ -76,7 +76,7 @@ def run_eval(run: Run) -> None:
     asked = json.dumps([RECORD_VERSION, GRADER_VERSION, identity(settings.questions), *decoding, *prompts.items()])
     listed = rows(run)
     files = {row.name: folder / f"records-{_key(row, asked)}.jsonl" for row in listed}
-    if found := sum(file.exists() for file in files.values()):
+    if found := sum(_is_whole(file, len(questions)) for file in files.values()):
         run.say(f"{found} of {len(listed)} models are measured already")
     measured = {row.name: _measure(run, row, questions, prompts, files[row.name]) for row in listed}
     for stale in {*folder.glob("records-*"), *folder.glob("scalar-*")} - set(files.values()):
@@ -97,11 +97,12 @@ def _measure(
 ) -> list[Record]:
     """The row's records, from its file if it is there."""
     from quant.engines.llama_cpp import LlamaCppEngine
-    from quant.records import answer_questions, read_records
+    from quant.records import answer_questions, read_records, sample_keys
 
-    if file.exists():
-        return read_records(file)
     settings = run.recipe.eval
+    there, keys = read_records(file), sample_keys(questions, 1)
+    if there.keys() >= set(keys):
+        return [there[key] for key in keys]
     step = run.progress.start(f"measuring {row.name}", len(questions))
     if row.make is not None:
         row.make()
@@ -113,6 +114,10 @@ def _measure(
     finally:
         if row.make is not None:
             row.file.unlink(missing_ok=True)
+
+
+def _is_whole(file: Path, questions: int) -> bool:
+    return file.exists() and file.read_bytes().count(b"\n") == questions
 
 
 def _summary(row: Row, records: list[Record], long_think_tokens: int) -> dict[str, Any]:

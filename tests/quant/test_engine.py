@@ -17,7 +17,7 @@ from export.gguf.write import write_gguf
 from quant.engines import Request, Sampling
 from quant.engines.llama_cpp import LlamaCppEngine
 from quant.gguf import Settings, quantization_types, quantize
-from quant.records import Record, answer_questions, think_block
+from quant.records import Record, answer_questions, read_records, think_block
 from quant.summary import summarize, summarize_by_level
 from quant.tasks.questions import Question
 from rpam_lite.checkpoint.source import CheckpointSource
@@ -178,12 +178,17 @@ def test_evaluate_goes_on_where_it_stopped(model: Path, tmp_path: Path) -> None:
     with LlamaCppEngine(model, 2, threads=1) as engine:
         whole = answer_questions(engine, questions, file, 12)
         lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-        file.unlink()
-        (tmp_path / "records.jsonl.partial").write_text("".join(lines[:3]), encoding="utf-8")
+        file.write_text("".join(lines[:3]) + lines[3][:20], encoding="utf-8")
         made = []
         again = answer_questions(engine, questions, file, 12, on_record=lambda: made.append(1))
         assert [replace(r, seconds=0) for r in again] == [replace(r, seconds=0) for r in whole]
-    assert len(made) == 3
+        assert len(made) == 3
+        two = answer_questions(engine, questions, file, 12, samples=2, on_record=lambda: made.append(2))
+    assert made == [1] * 3 + [2] * 6
+    assert [r.key for r in two[:3]] == ["0/0", "0/1", "1/0"]
+    file.write_text(file.read_text(encoding="utf-8").replace('"version": 3', '"version": 2'), encoding="utf-8")
+    with pytest.raises(RpamError, match="are of version 2, this release reads 3"):
+        read_records(file)
     assert [r.question for r in whole] == [q.key for q in questions]
     summary = summarize(whole, 8)
     assert summary.questions == 6
@@ -209,7 +214,7 @@ def test_think_block(pieces: list[str], count: int, block: str) -> None:
 
 def test_length_is_told_apart_by_what_became_of_the_think_block() -> None:
     records = [
-        Record(str(i), str(i), 1, True, "", tokens, 0, block, "stop", "")
+        Record(str(i), str(i), 1, "", True, "", tokens, 0, block, "stop", "")
         for i, (tokens, block) in enumerate([(5, "none"), (90, "closed"), (110, "closed"), (300, "open")])
     ]
     blocks = summarize(records, 8).blocks

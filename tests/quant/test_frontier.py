@@ -11,7 +11,7 @@ from quant.records import Record
 
 def records(correct: list[bool], tokens: list[int]) -> list[Record]:
     pairs = enumerate(zip(correct, tokens, strict=True))
-    return [Record(str(i), str(i), 1, c, "", t, 0, "none", "stop", "") for i, (c, t) in pairs]
+    return [Record(str(i), str(i), 1, "", c, "", t, 0, "none", "stop", "") for i, (c, t) in pairs]
 
 
 @pytest.mark.parametrize(

@@ -108,13 +108,13 @@ def test_the_merge_loads_in_transformers_and_agrees_with_llama_cpp(trip: Path) -
     evaluation = json.loads((trip / "runs/tiny/eval/evaluation.json").read_text())
     file = next(row["records"] for row in evaluation["rows"] if row["name"] == "Merge f16")
     records = read_records(trip / "runs/tiny/eval" / file)
-    for question, record in list(zip(questions, records, strict=True))[:4]:
+    for number, question in enumerate(questions[:4], 1):
         prompt = tokenizer.apply_chat_template(
             [{"role": "user", "content": question["question"]}], add_generation_prompt=True, return_tensors="pt"
         )
         out = model.generate(**prompt, max_new_tokens=320, do_sample=False)
         text = tokenizer.decode(out[0, prompt["input_ids"].shape[1] :]).removesuffix("<|im_end|>")
-        assert text == record.text
+        assert text == records[f"{number}/0"].text
 
 
 def test_the_quantized_file_answers_in_plain_llama_cpp(trip: Path) -> None:
