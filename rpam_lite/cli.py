@@ -279,7 +279,7 @@ def fail_in_one_sentence(command: Callable[[], object]) -> None:
     """Run a command; every error is one sentence on stderr and an exit code."""
     try:
         command()
-    except Interrupted:
+    except (Interrupted, KeyboardInterrupt):
         _fail("interrupted; run the same command again to go on.", 130)
     except RpamError as error:
         _fail(str(error), 1)

@@ -96,7 +96,7 @@ _ORDER = (
         "Write the merged checkpoint as GGUF.",
         ("merge",),
         lambda r: [r.name, r.export.model_dump()],
-        lambda r: [r.eval.questions],
+        lambda r: [r.label.questions],
         stages.run_export,
     ),
     Stage(

@@ -44,13 +44,16 @@ def fingerprints(run: Run) -> dict[str, str]:
     return {name: fingerprint(stage, run.recipe) for name, stage in STAGES.items()}
 
 
+GGUF = ("export", "imatrix", "quantize", "divergence", "eval", "report")
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
         ({}, set()),
-        ({"fit": {"steps": 3}}, {"check", "fit", "merge", "export", "quantize", "eval", "report"}),
-        ({"merge": {"dtype": "bfloat16"}}, {"check", "merge", "export", "quantize", "eval", "report"}),
-        ({"quantize": {"types": ["Q6_K"]}}, {"check", "quantize", "eval", "report"}),
+        ({"fit": {"steps": 3}}, {"check", "fit", "merge", *GGUF}),
+        ({"merge": {"dtype": "bfloat16"}}, {"check", "merge", *GGUF}),
+        ({"quantize": {"types": ["Q6_K"]}}, {"check", "quantize", "divergence", "eval", "report"}),
         ({"eval": {"questions": "e.jsonl", "max_tokens": 9}}, {"check", "eval", "report"}),
         ({"label": {"questions": "c.jsonl", "samples": 3}}, set(STAGES)),
     ],

@@ -136,7 +136,7 @@ def test_the_report_tells_what_was_measured(trip: Path) -> None:
 def test_a_second_run_reuses_everything(trip: Path) -> None:
     before = contents(trip / "runs/tiny")
     output = rpam(trip, "run", "tiny.yaml")
-    assert "check, label, capture, fit, merge, export, quantize, eval, report" in output
+    assert "check, label, capture, fit, merge, export, imatrix, quantize, divergence, eval, report" in output
     assert "] done" not in output
     assert contents(trip / "runs/tiny") == before
 
