@@ -10,12 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from quant.measures import by_question, require_same_questions
 from quant.records import Record
-
-Floats = NDArray[np.float64]
-DRAWS = 2000
+from quant.statistics import Floats, resampling_counts
 
 
 @dataclass(frozen=True)
@@ -33,17 +31,23 @@ class Gain:
 def gain_over_curve(model: Sequence[Record], curve: Sequence[Sequence[Record]], seed: int = 0) -> Gain:
     """Compare a model with the curve through `curve`, all on the same questions in the same order.
 
+    Each may have several samples a question, and not as many as the others; they stay together in the bootstrap.
+
     Args:
         model: Records of the model.
         curve: Records of the interpolations, in order of lambda, both parents as its ends.
         seed: Of the bootstrap.
+
+    Raises:
+        RpamError: The questions are not the same.
     """
-    accuracy = np.array([[r.correct for r in records] for records in (model, *curve)], dtype=np.float64)
-    tokens = np.array([[r.tokens for r in records] for records in (model, *curve)], dtype=np.float64)
-    questions = accuracy.shape[1]
-    draws = np.random.default_rng(seed).multinomial(questions, np.full(questions, 1 / questions), size=DRAWS)
+    answers = [by_question(records) for records in (model, *curve)]
+    require_same_questions(*answers)
+    accuracy = np.array([a.correct.mean(1) for a in answers])
+    tokens = np.array([a.tokens.mean(1) for a in answers])
+    questions = len(answers[0].questions)
     # Row 0 is the sample itself, every other row one resampling; columns are the models.
-    weights = np.vstack([np.ones(questions), draws]) / questions
+    weights = resampling_counts(questions, seed=seed) / questions
     mean_accuracy, mean_tokens = weights @ accuracy.T, weights @ tokens.T
     at_curve = np.array([curve_accuracy(t[1:], a[1:], t[0]) for t, a in zip(mean_tokens, mean_accuracy, strict=True)])
     gains = mean_accuracy[:, 0] - at_curve

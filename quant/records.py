@@ -22,13 +22,13 @@ from rpam_lite.errors import RpamError
 RECORD_VERSION = 3
 BLOCKS = ("none", "closed", "open")  # what can become of a think block
 
-# Text, question, whether the text was cut off -> verdict.
-Grade = Callable[[str, Question, bool], Verdict]
+# Text, question, whether the text was cut off, whether the prompt had opened the think block -> verdict.
+Grade = Callable[[str, Question, bool, bool], Verdict]
 
 
-def in_box(text: str, question: Question, truncated: bool) -> Verdict:
+def in_box(text: str, question: Question, truncated: bool, think_open: bool) -> Verdict:
     """The grader of a question whose answer is expected in a box."""
-    return grade(text, question.answer, truncated)
+    return grade(text, question.answer, truncated, think_open)
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,8 @@ class Record:
         think_block: One of BLOCKS.
         finish_reason: "stop" or "length".
         text: What was generated.
+        path: How the answer was found, see `quant.tasks.grader.Verdict`.
+        think_open: Whether the prompt had opened the think block.
         prompt: Hash of the prompt.
         engine: Identity of the engine that generated it.
         sampling: Temperature, top_p, top_k, seed, and max_tokens.
@@ -66,6 +68,8 @@ class Record:
     think_block: str
     finish_reason: str
     text: str
+    path: str = ""
+    think_open: bool = False
     prompt: str = ""
     engine: str = ""
     sampling: Mapping[str, float] | None = None
@@ -94,7 +98,7 @@ def answer_questions(
         engine: Runs the model.
         questions: What to ask.
         file: JSON lines, one a completion, appended as they end. It belongs to one way of asking: what differs in
-            sampling, prompts or `max_tokens` needs another file.
+            sampling, prompts or `max_tokens` needs another file. Verdicts of an older grader are brought up to date.
         max_tokens: Generated tokens after which an answer counts as truncated.
         samples: Answers a question.
         sampling: How tokens are drawn.
@@ -127,10 +131,13 @@ def answer_questions(
         for key in missing
     }
 
+    # Prompts that were handed in may come from another template.
+    think_open = prompts is None and bool(requests) and engine.opens_think
+
     def graded() -> Iterator[dict[str, Any]]:
         for completion in engine.generate(list(requests.values())):
             request = requests[completion.key]
-            record = to_record(completion, by_key[_question_of(completion.key)], grade_answer)
+            record = to_record(completion, by_key[_question_of(completion.key)], grade_answer, think_open)
             on_record()
             yield asdict(
                 replace(
@@ -143,6 +150,9 @@ def answer_questions(
 
     append_rows(file, graded())
     records = read_records(file)
+    if any(record.grader != GRADER_VERSION for record in records.values()):
+        records = {k: regraded(r, by_key[r.question], grade_answer) for k, r in records.items() if r.question in by_key}
+        write_records(file, list(records.values()))
     return [records[key] for key in keys]
 
 
@@ -151,9 +161,11 @@ def sample_keys(questions: Sequence[Question], samples: int) -> list[str]:
     return [f"{q.key}/{i}" for q in questions for i in range(samples)]
 
 
-def to_record(completion: Completion, question: Question, grade_answer: Grade = in_box) -> Record:
-    """Grade one completion."""
-    verdict = grade_answer(completion.text, question, completion.finish_reason == "length")
+def to_record(
+    completion: Completion, question: Question, grade_answer: Grade = in_box, think_open: bool = False
+) -> Record:
+    """Grade one completion; `think_open` tells that the prompt had opened the think block."""
+    verdict = grade_answer(completion.text, question, completion.finish_reason == "length", think_open)
     think_tokens, block = think_block(completion.pieces)
     if len(completion.pieces) == 1 and completion.generated > 2:
         think_tokens = round(completion.generated * think_share(completion.text))
@@ -164,6 +176,8 @@ def to_record(completion: Completion, question: Question, grade_answer: Grade = 
         answer=question.answer,
         correct=verdict.correct,
         reason=verdict.reason,
+        path=verdict.path,
+        think_open=think_open,
         tokens=completion.generated,
         think_tokens=think_tokens,
         think_block=block,
@@ -173,11 +187,17 @@ def to_record(completion: Completion, question: Question, grade_answer: Grade = 
     )
 
 
-def graded_again(record: Record, grade_answer: Grade) -> Record:
+def regraded(record: Record, question: Question, grade_answer: Grade) -> Record:
     """The record with the verdict of the grader as it is now; nothing is generated."""
-    question = Question(record.question, "", record.answer, record.level)
-    verdict = grade_answer(record.text, question, record.finish_reason == "length")
-    return replace(record, correct=verdict.correct, reason=verdict.reason, grader=GRADER_VERSION)
+    verdict = grade_answer(record.text, question, record.finish_reason == "length", record.think_open)
+    return replace(
+        record,
+        answer=question.answer,
+        correct=verdict.correct,
+        reason=verdict.reason,
+        path=verdict.path,
+        grader=GRADER_VERSION,
+    )
 
 
 def write_records(file: Path, records: Sequence[Record]) -> None:

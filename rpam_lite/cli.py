@@ -6,26 +6,21 @@ Exit codes: 0 done; 1 something to mend, named in one sentence; 2 wrong usage; 3
 
 from __future__ import annotations
 
-import signal
-import sys
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, cast
 
 import typer
 from rich.console import Console, RenderableType
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from rpam_lite import __version__
-from rpam_lite.errors import RpamError, missing_package
+from rpam_lite.errors import RpamError
 from rpam_lite.pipeline.parents import downloaded
 from rpam_lite.pipeline.stage import Run
 from rpam_lite.pipeline.trip import STAGES, run_all, run_one, verify_again
 from rpam_lite.recipe import load_recipe
+from rpam_lite.terminal import fail_in_one_sentence, progress_bars
 
 app = typer.Typer(
     help="Merge a Long-CoT and a Short-CoT model into one adaptive reasoner, without training.",
@@ -37,67 +32,15 @@ RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="recipe f
 RunsOption = Annotated[Path, typer.Option("--runs", help="folder that holds the run folders")]
 
 
-class Interrupted(Exception):  # noqa: N818 - not an error
-    """Ctrl-C during a run."""
-
-
-@contextmanager
-def _interrupts_kept() -> Iterator[Callable[[], None]]:
-    """Gives a function that raises an interrupt again if it was lost.
-
-    Python drops an exception that is raised in a callback from C, in a finalizer or in some imports.
-    """
-    came: list[int] = []
-
-    def interrupt(number: int, frame: object) -> None:
-        came.append(number)
-        raise KeyboardInterrupt
-
-    def again() -> None:
-        if came:
-            raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield again
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-class Bars:
-    """Progress bars on a terminal, a plain line a task elsewhere."""
-
-    def __init__(self, progress: Progress, check: Callable[[], None]) -> None:
-        self.progress, self.check = progress, check
-
-    def start(self, what: str, total: int) -> Callable[[str], None]:
-        """Begin a bar of `total` steps; call the result after each step."""
-        if not self.progress.console.is_terminal:
-            print(f"  {what} ({total} steps)", flush=True)
-            return lambda note: self.check()
-        task = self.progress.add_task(what, total=total)
-
-        def step(note: str) -> None:
-            self.check()
-            self.progress.update(task, advance=1, description=f"{what} {escape(note)}" if note else what)
-
-        return step
-
-
 def _with_run(recipe_path: Path, runs: Path, action: Callable[[Run], None]) -> None:
-    columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(soft_wrap=True)) as progress, _interrupts_kept() as check:
+    with progress_bars() as bars:
 
         def say(text: RenderableType) -> None:
-            check()
-            progress.console.print(text, markup=False, highlight=False)
+            bars.check()
+            bars.progress.console.print(text, markup=False, highlight=False)
 
-        try:
-            recipe = downloaded(load_recipe(recipe_path), runs, say)
-            action(Run(recipe, runs / recipe.name, Bars(progress, check), say))
-        except KeyboardInterrupt:
-            # Further out it would end without a word.
-            raise Interrupted from None
+        recipe = downloaded(load_recipe(recipe_path), runs, say)
+        action(Run(recipe, runs / recipe.name, bars, say))
 
 
 @app.command("run")
@@ -233,6 +176,84 @@ def quantize_command(
         )
 
 
+@app.command("eval")
+def eval_command(
+    models: Annotated[
+        list[str],
+        typer.Argument(metavar="RECIPE | MODEL...", help="a recipe; or GGUF files, folders, servers' addresses"),
+    ],
+    runs: RunsOption = Path("runs"),
+    tasks: Annotated[
+        list[str] | None, typer.Option(help="gsm8k, math500, ... or a file of questions; repeatable")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="answers a question")] = 1,
+    limit: Annotated[int | None, typer.Option(min=1, help="the first so many questions of each task")] = None,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy")] = 0.6,
+    top_p: Annotated[float, typer.Option(min=0, max=1)] = 0.95,
+    top_k: Annotated[int, typer.Option(min=0)] = 20,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    max_tokens: Annotated[int, typer.Option(min=1, help="an answer is cut off there")] = 4096,
+    long_think_tokens: Annotated[int, typer.Option(min=1, help="an answer with so many think tokens is long")] = 32,
+    context: Annotated[int | None, typer.Option(min=1, help="of GGUF files: prompt and answer")] = None,
+    bits: Annotated[int, typer.Option(help="of folders: 32, 16, 8 (int8) or 4 (nf4)")] = 16,
+    parallel: Annotated[int, typer.Option(min=1, help="sequences side by side")] = 16,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of llama.cpp; all cores without it")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="of servers: folder whose template makes the prompts")] = None,
+    served_model: Annotated[str, typer.Option(help="of servers: name of the model there")] = "",
+    long: Annotated[str, typer.Option(help="which of the models is the Long parent: measures of adaptivity")] = "",
+    short: Annotated[str, typer.Option(help="which is the Short parent")] = "",
+    curve: Annotated[list[str] | None, typer.Option(help="interpolations in order of lambda; repeatable")] = None,
+    records: Annotated[Path, typer.Option(help="folder of the records; a run goes on from there")] = Path("records"),
+    filed_as: Annotated[str, typer.Option(help="go on with the records of this name, on another engine")] = "",
+    save: Annotated[Path | None, typer.Option(help="write all that was measured as JSON")] = None,
+    plot: Annotated[Path | None, typer.Option(help="draw accuracy against tokens")] = None,
+) -> None:
+    """Measure accuracy and tokens: the models of a recipe, or any models on any tasks.
+
+    Example: rpam eval merged-q4_k_m.gguf long-q8_0.gguf --tasks gsm8k --tasks math500 --limit 200 --samples 4
+    """
+    if tasks is None:
+        if len(models) > 1 or (not models[0].endswith((".yaml", ".yml")) and Path(models[0]).exists()):
+            raise RpamError("--tasks: name what to measure the models on, as gsm8k or a file of questions.")
+        _with_run(Path(models[0]), runs, partial(run_one, "eval"))
+        return
+    from quant import Sampling, load
+    from quant.evaluation import Settings
+    from rpam_lite.pipeline.evaluating import evaluate_models, tell
+
+    if bits not in (4, 8, 16, 32):
+        raise RpamError(f"--bits {bits}: must be 4, 8, 16 or 32.")
+    opened = partial(
+        load,
+        context=context,
+        bits=cast("Literal[4, 8, 16, 32]", bits),
+        parallel=parallel,
+        threads=threads,
+        tokenizer=tokenizer,
+        served_model=served_model,
+    )
+    settings = Settings(samples, Sampling(temperature, top_p, top_k, seed), max_tokens, long_think_tokens)
+    with progress_bars() as bars:
+        evaluation = evaluate_models(models, opened, tasks, settings, limit, records, filed_as, bars)
+    if save is not None:
+        evaluation.save(save)
+    tell(evaluation, long, short, curve or [], plot)
+
+
+@app.command("grade")
+def grade_command(
+    evaluation: Annotated[Path, typer.Argument(help="what `rpam eval --save` wrote")],
+    tasks: Annotated[list[str] | None, typer.Option(help="its tasks, where they are files; repeatable")] = None,
+) -> None:
+    """Grade saved answers again by the graders as they are now; nothing is generated.
+
+    Example: rpam grade evaluation.json
+    """
+    from rpam_lite.pipeline.evaluating import grade_again
+
+    grade_again(evaluation, tasks or []).table()
+
+
 @app.command("methods")
 def methods_command() -> None:
     """List the merge methods that a recipe can name, with what they need and their source.
@@ -253,7 +274,7 @@ def _add_stage_command(name: str) -> None:
 
 
 for _name in STAGES:
-    if _name not in ("check", "export", "quantize"):
+    if _name not in ("check", "export", "quantize", "eval"):
         _add_stage_command(_name)
 
 
@@ -273,43 +294,6 @@ def options(
 def main() -> None:
     """Entry point of `rpam`."""
     fail_in_one_sentence(app)
-
-
-def fail_in_one_sentence(command: Callable[[], object]) -> None:
-    """Run a command; every error is one sentence on stderr and an exit code."""
-    try:
-        command()
-    except (Interrupted, KeyboardInterrupt):
-        _fail("interrupted; run the same command again to go on.", 130)
-    except RpamError as error:
-        _fail(str(error), 1)
-    except ModuleNotFoundError as error:
-        named = missing_package(error)
-        _fail(str(named) if named else _unexpected(error), 1)
-    except OSError as error:
-        _fail(
-            f"{error.filename or 'the system'}: {error.strerror or error}. Check path, permissions and free space, "
-            "or choose another folder with --runs; then run the same command again, nothing finished is lost.",
-            1,
-        )
-    except Exception as error:
-        _fail(_unexpected(error), 1)
-
-
-def _unexpected(error: Exception) -> str:
-    """Keep the traceback in a file and say where."""
-    log = Path("rpam-error.log").resolve()
-    try:
-        log.write_text(traceback.format_exc(), encoding="utf-8")
-        kept = f"the traceback is in {log}; please report it"
-    except OSError:
-        kept = "its traceback could not be written here"
-    return f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]} ({kept})."
-
-
-def _fail(message: str, code: int) -> None:
-    print(f"rpam: {message}", file=sys.stderr)
-    sys.exit(code)
 
 
 if __name__ == "__main__":

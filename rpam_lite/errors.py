@@ -13,6 +13,10 @@ EXTRA_OF = {
     "llama_cpp": "gguf",
     "math_verify": "eval",
     "matplotlib": "report",
+    "datasets": "eval",
+    "pandas": "eval",
+    "httpx": "http",
+    "sklearn": "siblings",
 }
 
 

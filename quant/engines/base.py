@@ -80,6 +80,11 @@ class Engine(Protocol):
         """What its records name it by: changes when the model does."""
         ...
 
+    @property
+    def opens_think(self) -> bool:
+        """Whether its chat template ends in an open think block, so that answers only close it."""
+        ...
+
     def chat_prompt(self, question: str) -> tuple[int, ...]:
         """Token ids of one user turn in the model's own chat template, ready for an answer.
 

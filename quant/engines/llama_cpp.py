@@ -27,6 +27,7 @@ from quant.engines.base import Completion, Request
 from quant.engines.batching import Decoder, Slot, run
 from rpam_lite.errors import RpamError
 
+THINK_OPEN = "<think>"
 _log_tail: deque[str] = deque(maxlen=20)
 
 
@@ -122,11 +123,19 @@ class LlamaCppEngine:
         Raises:
             RpamError: The file carries no chat template, or the template fails.
         """
+        return self.tokenize(self._rendered(question))
+
+    @cached_property
+    def opens_think(self) -> bool:
+        """Whether its chat template ends in an open think block, so that answers only close it."""
+        return self._rendered("").rstrip().endswith(THINK_OPEN)
+
+    def _rendered(self, question: str) -> str:
         try:
             rendered = self._chat_formatter(messages=[{"role": "user", "content": question}])
         except (TemplateError, ValueError) as error:
             raise RpamError(f"{self.path}: its chat template fails ({error}).") from None
-        return self.tokenize(rendered.prompt)
+        return str(rendered.prompt)
 
     @cached_property
     def _chat_formatter(self) -> Jinja2ChatFormatter:

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from rpam_lite.cli import fail_in_one_sentence
+from rpam_lite.terminal import fail_in_one_sentence
 from rpam_lite.pipeline.fitting import run_fit
 from rpam_lite.pipeline.parents import downloaded
 from rpam_lite.pipeline.stage import Run

@@ -7,6 +7,7 @@ import pytest
 
 from quant.frontier import curve_accuracy, gain_over_curve
 from quant.records import Record
+from rpam_lite.errors import RpamError
 
 
 def records(correct: list[bool], tokens: list[int]) -> list[Record]:
@@ -47,3 +48,27 @@ def test_a_better_model_has_a_gain_whose_interval_holds_it() -> None:
     assert gain.low > 0.2
     assert gain.gain == pytest.approx(gain.accuracy - gain.curve_accuracy)
     assert gain.tokens == 50
+
+
+def test_copies_of_a_sample_change_nothing() -> None:
+    """Four copies of each answer are no further evidence; the models need not have as many samples."""
+    rng = np.random.default_rng(3)
+    short, long = records(list(rng.random(100) < 0.4), [10] * 100), records(list(rng.random(100) < 0.8), [90] * 100)
+    model = records(list(rng.random(100) < 0.8), list(map(int, rng.integers(1, 100, 100))))
+    assert gain_over_curve([r for r in model for _ in range(4)], [short, long + long]) == gain_over_curve(
+        model, [short, long]
+    )
+
+
+def test_samples_of_a_question_are_averaged() -> None:
+    ends = records([False, True], [10, 20]), records([True, True], [110, 120])
+    model = [*records([True, False], [40, 50]), *records([True, True], [60, 90])]
+    gain = gain_over_curve(model, ends)
+    assert (gain.tokens, gain.accuracy) == (60, 0.75)
+    assert gain.curve_accuracy == pytest.approx(0.5 + 0.5 * 45 / 100)
+
+
+def test_other_questions_are_refused() -> None:
+    model = records([True, True], [1, 2])
+    with pytest.raises(RpamError, match="question number 1 is 0 for one model and 1 for another"):
+        gain_over_curve(model, [model, model[::-1]])

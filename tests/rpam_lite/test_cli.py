@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from rpam_lite import __version__
-from rpam_lite.cli import _interrupts_kept
+from rpam_lite.terminal import interrupts_kept
 from rpam_lite.errors import missing_package
 from rpam_lite.pipeline.trip import STAGES
 from tests.conftest import ROOT
@@ -102,7 +102,7 @@ def test_a_missing_package_names_the_command_that_installs_it(package: str, extr
 
 def test_an_interrupt_that_was_dropped_is_raised_again() -> None:
     before = signal.getsignal(signal.SIGINT)
-    with _interrupts_kept() as check:
+    with interrupts_kept() as check:
         check()
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)

@@ -1,0 +1,258 @@
+"""Evaluate models on tasks, and compare them on the same questions.
+
+from quant import evaluate, load
+result = evaluate(load("merged-q4_k_m.gguf", context=8192), tasks=["gsm8k"], samples=4, limit=200)
+result.table()
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from quant.engines import Engine, Sampling
+from quant.records import RECORD_VERSION, Record, answer_questions, regraded
+from quant.tasks.catalog import Task, load_tasks
+from rpam_lite.checkpoint.files import read_json, write_json
+from rpam_lite.errors import RpamError
+
+if TYPE_CHECKING:
+    import pandas
+
+    from quant.comparison import Comparison
+
+EVALUATION_VERSION = 1
+# Reasoning models repeat themselves without end when decoded greedily: the sampling of their model cards.
+REASONING = Sampling(temperature=0.6, top_p=0.95, top_k=20)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How models were asked.
+
+    Attributes:
+        samples: Answers a question.
+        sampling: How tokens were drawn; its seed is hashed with each sample's key.
+        max_tokens: Generated tokens after which an answer counts as truncated.
+        long_think_tokens: An answer with this many think tokens is a long one.
+    """
+
+    samples: int = 1
+    sampling: Sampling = REASONING
+    max_tokens: int = 4096
+    long_think_tokens: int = 32
+
+
+@dataclass(frozen=True)
+class ModelRun:
+    """One model's records by task, in the order of the questions, the samples of one together."""
+
+    name: str
+    identity: str
+    records: Mapping[str, Sequence[Record]]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Models on the same questions.
+
+    Attributes:
+        runs: One a model.
+        tasks: Where each task's questions come from, by name.
+        settings: How they were asked.
+    """
+
+    runs: tuple[ModelRun, ...]
+    tasks: Mapping[str, str]
+    settings: Settings
+
+    def table(self) -> None:
+        """Print accuracy and tokens of every model on every task, with 95 % intervals, and pairs of models."""
+        from quant.tables import comparison_table, console, results_table
+
+        console().print(results_table(self))
+        if len(self.runs) > 1:
+            console().print(comparison_table(self.compare()))
+
+    def to_frame(self) -> pandas.DataFrame:
+        """One row a completion: model, task, and the fields of `quant.records.Record`.
+
+        Raises:
+            ModuleNotFoundError: pandas is not installed.
+        """
+        import pandas
+
+        rows = [
+            {"model": run.name, "task": task, **asdict(record)}
+            for run in self.runs
+            for task, records in run.records.items()
+            for record in records
+        ]
+        return pandas.DataFrame(rows)
+
+    def compare(self, other: Evaluation | None = None) -> Comparison:
+        """Pairs of models: all within this evaluation; or each of `other` against each of this one.
+
+        Raises:
+            RpamError: They were not asked the same questions in the same way.
+        """
+        from quant.comparison import compare_runs
+
+        if other is None:
+            pairs = [(a, b) for i, a in enumerate(self.runs) for b in self.runs[i + 1 :]]
+            return compare_runs(self.runs, pairs, self.settings)
+        _require_asked_alike(self, other)
+        pairs = [(a, b) for a in self.runs for b in other.runs]
+        return compare_runs((*self.runs, *other.runs), pairs, self.settings)
+
+    def save(self, path: str | Path) -> None:
+        """Write everything, records too, as one JSON file that `read_evaluation` reads."""
+        runs = [
+            {
+                "name": run.name,
+                "identity": run.identity,
+                "records": {t: [asdict(r) for r in records] for t, records in run.records.items()},
+            }
+            for run in self.runs
+        ]
+        told = {"version": EVALUATION_VERSION, "settings": asdict(self.settings), "tasks": dict(self.tasks)}
+        write_json(Path(path), {**told, "runs": runs})
+
+
+def read_evaluation(path: str | Path) -> Evaluation:
+    """Read what `Evaluation.save` wrote.
+
+    Raises:
+        RpamError: The file is missing, or of another version.
+    """
+    told = read_json(Path(path), "the evaluation")
+    if told.get("version") != EVALUATION_VERSION or "runs" not in told:
+        raise RpamError(f"{path}: is no evaluation of version {EVALUATION_VERSION}; evaluate again.")
+    runs = (
+        ModelRun(r["name"], r["identity"], {t: [Record(**row) for row in rows] for t, rows in r["records"].items()})
+        for r in told["runs"]
+    )
+    settings = Settings(**{**told["settings"], "sampling": Sampling(**told["settings"]["sampling"])})
+    return Evaluation(tuple(runs), told["tasks"], settings)
+
+
+def evaluate(
+    models: Engine | Sequence[Engine],
+    tasks: Sequence[str | Path | Task],
+    *,
+    samples: int = 1,
+    limit: int | None = None,
+    sampling: Sampling = REASONING,
+    max_tokens: int = 4096,
+    long_think_tokens: int = 32,
+    records: str | Path = "records",
+    filed_as: str = "",
+    on_record: Callable[[str, str], None] = lambda model, task: None,
+) -> Evaluation:
+    """Ask models the questions of tasks, grade, and keep every completion.
+
+    Interrupted, it goes on where it was; what was generated for the same model, task and sampling is not
+    generated again, so that `samples` and `limit` can grow.
+
+    Args:
+        models: One engine or several; see `quant.load`.
+        tasks: Names of the catalogue, files of questions, or tasks.
+        samples: Answers a question.
+        limit: The first so many questions of each task; all if None.
+        sampling: How tokens are drawn. Greedy decoding makes reasoning models repeat themselves.
+        max_tokens: Generated tokens after which an answer counts as truncated.
+        long_think_tokens: An answer with this many think tokens is a long one.
+        records: Folder of the records, one file a model, task and way of sampling.
+        filed_as: With one model: file its records under this name instead of the engine's identity, to go on with
+            another engine that runs the same model.
+        on_record: Called with model and task after each new completion.
+
+    Raises:
+        RpamError: A task can't be loaded, an engine fails, two models have one name; what has ended is kept.
+    """
+    engines = list(models) if isinstance(models, Sequence) else [models]
+    if filed_as and len(engines) > 1:
+        raise RpamError(f"filed_as={filed_as!r} goes with one model, not with {len(engines)}.")
+    _require_own_names([engine.name for engine in engines])
+    settings = Settings(samples, sampling, max_tokens, long_think_tokens)
+    loaded = load_tasks(tasks)
+    runs = []
+    for engine in engines:
+        found = {}
+        for task in loaded:
+            folder = filed_as or f"{engine.name}-{engine.identity}".replace("/", "-")
+            file = Path(records) / folder / _file_name(task, settings)
+            found[task.name] = answer_questions(
+                engine,
+                task.questions[:limit],
+                file,
+                max_tokens,
+                samples,
+                sampling,
+                grade_answer=task.grade,
+                on_record=partial(on_record, engine.name, task.name),
+            )
+        runs.append(ModelRun(engine.name, engine.identity, found))
+    first = "all" if limit is None else f"the first {limit}"
+    sources = {task.name: f"{first} of {task.source}, questions {task.digest}" for task in loaded}
+    return Evaluation(tuple(runs), sources, settings)
+
+
+def joined(evaluations: Sequence[Evaluation]) -> Evaluation:
+    """One evaluation of several, all asked alike.
+
+    Raises:
+        RpamError: They were not, or two models have one name.
+    """
+    first = evaluations[0]
+    for other in evaluations[1:]:
+        _require_asked_alike(first, other)
+    runs = tuple(run for evaluation in evaluations for run in evaluation.runs)
+    _require_own_names([run.name for run in runs])
+    return replace(first, runs=runs)
+
+
+def graded_again(evaluation: Evaluation, tasks: Sequence[Task]) -> Evaluation:
+    """The evaluation with every completion graded by the graders as they are now; nothing is generated.
+
+    Args:
+        evaluation: What was generated.
+        tasks: Its tasks, for their graders.
+    """
+    named = {task.name: (task.grade, {q.key: q for q in task.questions}) for task in tasks}
+
+    def again(task: str, rows: Sequence[Record]) -> list[Record]:
+        grade, questions = named[task]
+        return [regraded(row, questions[row.question], grade) for row in rows]
+
+    runs = tuple(
+        replace(run, records={task: again(task, rows) for task, rows in run.records.items()}) for run in evaluation.runs
+    )
+    return replace(evaluation, runs=runs)
+
+
+def _require_own_names(names: Sequence[str]) -> None:
+    if doubled := [name for name in names if names.count(name) > 1]:
+        raise RpamError(f"two models are named {doubled[0]!r}; rename one, so that tables can tell them apart.")
+
+
+def _require_asked_alike(one: Evaluation, other: Evaluation) -> None:
+    if (one.tasks, one.settings) != (other.tasks, other.settings):
+        raise RpamError(
+            f"can't compare: one was asked {_asked(one)}, the other {_asked(other)}; evaluate both in the same way."
+        )
+
+
+def _file_name(task: Task, settings: Settings) -> str:
+    """One file for a task's questions and a way of sampling; the number of samples and of questions may grow."""
+    asked = json.dumps([task.digest, asdict(settings.sampling), settings.max_tokens, RECORD_VERSION])
+    return f"{task.name}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}.jsonl"
+
+
+def _asked(evaluation: Evaluation) -> str:
+    return f"{', '.join(evaluation.tasks.values())} ({evaluation.settings})"

@@ -1,0 +1,152 @@
+"""`rpam eval MODEL... --tasks` and `rpam grade`: the evaluation API at the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rpam_lite.errors import RpamError
+from rpam_lite.pipeline.stage import Progress
+
+if TYPE_CHECKING:
+    from quant import Evaluation
+    from quant.engines import Engine
+    from quant.evaluation import ModelRun, Settings
+
+
+def evaluate_models(
+    models: Sequence[str],
+    opened: Callable[[str], Engine],
+    tasks: Sequence[str],
+    settings: Settings,
+    limit: int | None,
+    records: Path,
+    filed_as: str,
+    progress: Progress,
+) -> Evaluation:
+    """Evaluate models one after another, so that one at a time is in memory.
+
+    Args:
+        models: What `opened` opens.
+        opened: Opens a model.
+        tasks: Names of the catalogue, or files of questions.
+        settings: How to ask.
+        limit: The first so many questions of each task.
+        records: Folder of the records.
+        filed_as: See `quant.evaluate`.
+        progress: Told of every completion.
+    """
+    from quant.evaluation import evaluate, joined
+    from quant.tasks.catalog import load_tasks
+
+    if filed_as and len(models) > 1:
+        raise RpamError(f"--filed-as {filed_as} goes with one model, not with {len(models)}.")
+    if missing := [m for m in models if not m.startswith(("http://", "https://")) and not Path(m).exists()]:
+        raise RpamError(f"{missing[0]}: no such model; give a GGUF file, a Hugging Face folder or a server's address.")
+    loaded = load_tasks(tasks)
+    asked = settings.samples * sum(len(task.questions[:limit]) for task in loaded)
+    found = []
+    for model in models:
+        engine = opened(model)
+        step = progress.start(f"measuring {engine.name}", asked)
+        try:
+            found.append(
+                evaluate(
+                    engine,
+                    loaded,
+                    samples=settings.samples,
+                    limit=limit,
+                    sampling=settings.sampling,
+                    max_tokens=settings.max_tokens,
+                    long_think_tokens=settings.long_think_tokens,
+                    records=records,
+                    filed_as=filed_as,
+                    on_record=lambda name, task, step=step: step(task),  # type: ignore[misc]
+                )
+            )
+        finally:
+            engine.close()
+    return joined(found)
+
+
+def tell(evaluation: Evaluation, long: str, short: str, curve: Sequence[str], plot: Path | None) -> None:
+    """Print the tables of an evaluation.
+
+    Args:
+        evaluation: What was measured.
+        long: Name of the Long parent among its models, and
+        short: of the Short one, for the measures of adaptivity; empty to leave them out.
+        curve: Names of interpolations in order of lambda, for the comparison at equal tokens.
+        plot: Where to draw accuracy against tokens.
+    """
+    from quant.adaptivity import measure_adaptivity
+    from quant.comparison import compare_to_curve
+    from quant.measures import by_question
+    from quant.tables import adaptivity_table, console, curve_table
+
+    evaluation.table()
+    out, settings = console(), evaluation.settings
+    parents = {name: _run(evaluation, name) for name in (long, short) if name}
+    if len(parents) == 1:
+        raise RpamError("--long and --short: give both parents, or none.")
+    apart = {*parents, *curve}
+    others = [run for run in evaluation.runs if run.name not in apart]
+    if parents:
+        found = {
+            run.name: {
+                task: measure_adaptivity(
+                    by_question(rows),
+                    by_question(parents[short].records[task]),
+                    by_question(parents[long].records[task]),
+                    settings.long_think_tokens,
+                    seed=settings.sampling.seed,
+                )
+                for task, rows in run.records.items()
+            }
+            for run in others
+        }
+        out.print(adaptivity_table(found))
+    if curve:
+        between = [_run(evaluation, name) for name in curve]
+        out.print(curve_table({run.name: compare_to_curve(run, between, settings) for run in others}))
+    if plot is not None:
+        evaluation.compare().plot(plot)
+        out.print(f"drawn: {plot}", markup=False)
+
+
+def _run(evaluation: Evaluation, name: str) -> ModelRun:
+    for run in evaluation.runs:
+        if run.name == name:
+            return run
+    raise RpamError(
+        f"{name}: no model of that name was measured; there are {', '.join(r.name for r in evaluation.runs)}."
+    )
+
+
+def grade_again(path: Path, tasks: Sequence[str]) -> Evaluation:
+    """Grade a saved evaluation by the graders as they are now, and write it back.
+
+    Args:
+        path: What `--save` wrote.
+        tasks: Where its tasks come from, in the names or files that it was made with.
+    """
+    from quant.evaluation import graded_again, read_evaluation
+    from quant.tables import console
+    from quant.tasks.benchmarks import benchmark_named
+    from quant.tasks.catalog import load_tasks
+
+    evaluation = read_evaluation(path)
+    loaded = load_tasks(tasks or [name for name in evaluation.tasks if benchmark_named(name)])
+    if lone := evaluation.tasks.keys() - {task.name for task in loaded}:
+        raise RpamError(f"{path}: has answers to {min(lone)}; name that task's file with --tasks.")
+    again = graded_again(evaluation, loaded)
+    changed = sum(
+        a.correct != b.correct
+        for old, new in zip(evaluation.runs, again.runs, strict=True)
+        for task in old.records
+        for a, b in zip(old.records[task], new.records[task], strict=True)
+    )
+    console().print(f"{changed} verdicts have changed", markup=False)
+    again.save(path)
+    return again
