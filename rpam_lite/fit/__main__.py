@@ -15,12 +15,12 @@ from typing import Annotated
 
 import typer
 
-from rpam_lite.terminal import fail_in_one_sentence
 from rpam_lite.pipeline.fitting import run_fit
 from rpam_lite.pipeline.parents import downloaded
 from rpam_lite.pipeline.stage import Run
 from rpam_lite.pipeline.trip import run_one
 from rpam_lite.recipe import load_recipe
+from rpam_lite.terminal import fail_in_one_sentence
 
 
 class Quiet:

@@ -13,9 +13,9 @@ import pytest
 import yaml
 
 from rpam_lite import __version__
-from rpam_lite.terminal import interrupts_kept
 from rpam_lite.errors import missing_package
 from rpam_lite.pipeline.trip import STAGES
+from rpam_lite.terminal import interrupts_kept
 from tests.conftest import ROOT
 
 
