@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from rpam_lite.pipeline.stages import donor_prompts
 
 if TYPE_CHECKING:
     from quant.records import Record
+    from quant.statistics import Interval
     from quant.tasks.questions import Question
 
 LONG, SHORT = "Long", "Short"
@@ -64,7 +66,9 @@ def rows(run: Run) -> list[Row]:
 
 def run_eval(run: Run) -> None:
     """Measure every row and write evaluation.json, the comparison with the scalar curve in it."""
+    from quant.adaptivity import measure_adaptivity
     from quant.frontier import gain_over_curve
+    from quant.measures import by_question
     from quant.records import RECORD_VERSION
     from quant.tasks.grader import GRADER_VERSION
     from quant.tasks.questions import load_questions
@@ -84,12 +88,22 @@ def run_eval(run: Run) -> None:
     between = sorted((row for row in listed if row.weight is not None), key=lambda row: row.weight or 0.0)
     curve = [measured[row.name] for row in between]
     results = []
+    parents = {row.name: by_question(measured[row.name]) for row in listed if row.kind == "parent"}
     for row in listed:
-        result = _summary(row, measured[row.name], settings.long_think_tokens) | {"records": files[row.name].name}
+        result = _summary(row, measured[row.name], settings.long_think_tokens, run.recipe.seed)
+        result["records"] = files[row.name].name
         if row.kind == "merge":
             result["over_curve"] = asdict(gain_over_curve(measured[row.name], curve, run.recipe.seed))
+            adaptivity = measure_adaptivity(
+                by_question(measured[row.name]),
+                parents[SHORT],
+                parents[LONG],
+                settings.long_think_tokens,
+                seed=run.recipe.seed,
+            )
+            result["adaptivity"] = _told(adaptivity)
         results.append(result)
-    write_json(folder / "evaluation.json", {"version": 1, "questions": len(questions), "rows": results})
+    write_json(folder / "evaluation.json", {"version": 2, "questions": len(questions), "rows": results})
 
 
 def _measure(
@@ -120,8 +134,9 @@ def _is_whole(file: Path, questions: int) -> bool:
     return file.exists() and file.read_bytes().count(b"\n") == questions
 
 
-def _summary(row: Row, records: list[Record], long_think_tokens: int) -> dict[str, Any]:
+def _summary(row: Row, records: list[Record], long_think_tokens: int, seed: int) -> dict[str, Any]:
     """The row of evaluation.json."""
+    from quant.measures import by_question, measure
     from quant.summary import summarize, summarize_by_level
 
     levels = summarize_by_level(records, long_think_tokens)
@@ -130,8 +145,14 @@ def _summary(row: Row, records: list[Record], long_think_tokens: int) -> dict[st
         "kind": row.kind,
         "weight": row.weight,
         **asdict(summarize(records, long_think_tokens)),
+        "intervals": _told(measure(by_question(records), seed=seed)),
         "levels": {level: asdict(summary) for level, summary in levels.items()},
     }
+
+
+def _told(intervals: Mapping[str, Interval]) -> dict[str, list[float] | None]:
+    """Value and ends of each interval; None where it is not defined."""
+    return {n: None if isnan(i.value) else [i.value, i.low, i.high] for n, i in intervals.items()}
 
 
 def _key(row: Row, asked: str) -> str:

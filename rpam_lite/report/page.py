@@ -12,6 +12,19 @@ from rpam_lite.recipe import OURS, Recipe
 from rpam_lite.report.plots import plot_frontier
 
 
+# What a reader is told of each measure of `quant.adaptivity`.
+_ADAPTIVITY = {
+    "length_ratio": "tokens, of Long's",
+    "correct_length_ratio": "tokens of right answers, of Long's",
+    "index": "place between Short (0) and Long (1), on log tokens",
+    "index_spearman": "rank correlation of that place with difficulty",
+    "index_slope": "its slope a level of difficulty",
+    "overthink": "long answers where Short is right",
+    "underthink": "short and wrong answers where Long is right",
+    "auroc": 'AUROC of its tokens for "only Long is right"',
+}
+
+
 def write_report(recipe: Recipe, run_folder: Path, folder: Path) -> None:
     """Write report.md with its pictures into `folder`."""
     evaluation = read_json(run_folder / "eval" / "evaluation.json", "the evaluation")
@@ -42,14 +55,16 @@ def closing(run_folder: Path) -> str:
 def closing_table(rows: list[dict[str, Any]]) -> str:
     """Accuracy, tokens, truncation and long share of every row, as a Markdown table."""
     lines = [
-        "| model | accuracy | mean tokens | truncated | long answers |",
-        "|---|---:|---:|---:|---:|",
+        "| model | accuracy | 95 % interval | mean tokens | 95 % interval | truncated | long answers |",
+        "|---|---:|---:|---:|---:|---:|---:|",
     ]
-    lines += [
-        f"| {r['name']} | {_percent(r['accuracy'])} | {r['tokens']:.1f} "
-        f"| {_percent(r['truncated'])} | {_percent(r['long'])} |"
-        for r in rows
-    ]
+    for r in rows:
+        _, low, high = r["intervals"]["pass@1"]
+        _, few, many = r["intervals"]["tokens"]
+        lines.append(
+            f"| {r['name']} | {_percent(r['accuracy'])} | {100 * low:.1f} to {100 * high:.1f} | {r['tokens']:.1f} "
+            f"| {few:.1f} to {many:.1f} | {_percent(r['truncated'])} | {_percent(r['long'])} |"
+        )
     return "\n".join(lines)
 
 
@@ -82,6 +97,17 @@ def block_table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def adaptivity_table(rows: list[dict[str, Any]]) -> str:
+    """Measures of adaptivity of every merged file, with their 95 % intervals, as a Markdown table."""
+    merged = [row for row in rows if row.get("adaptivity")]
+    lines = ["| measure | " + " | ".join(row["name"] for row in merged) + " |", "|---|" + "---:|" * len(merged)]
+    for measure, meaning in _ADAPTIVITY.items():
+        found = [row["adaptivity"][measure] for row in merged]
+        cells = ["-" if i is None else f"{i[0]:.2f} ({i[1]:.2f} to {i[2]:.2f})" for i in found]
+        lines.append(f"| {meaning} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def level_table(rows: list[dict[str, Any]], field: str, show: Callable[[float], str]) -> str:
     """One field by difficulty level, as a Markdown table."""
     levels = list(rows[0]["levels"])
@@ -111,6 +137,12 @@ Against plain interpolation with one number, at equal tokens (paired bootstrap o
 {chr(10).join(f"- {sentence}" for sentence in verdicts(rows))}
 
 ![Accuracy against tokens, and share of long answers by level](frontier.png)
+
+## Adaptivity
+
+How length follows what a question needs, with 95 % intervals (bootstrap over questions).
+
+{adaptivity_table(rows)}
 
 ## By level
 

@@ -128,7 +128,9 @@ def test_the_quantized_file_answers_in_plain_llama_cpp(trip: Path) -> None:
 def test_the_report_tells_what_was_measured(trip: Path) -> None:
     report = (trip / "runs/tiny/report/report.md").read_text(encoding="utf-8")
     for row in json.loads((trip / "runs/tiny/eval/evaluation.json").read_text())["rows"]:
-        assert f"| {row['name']} | {100 * row['accuracy']:.1f} % | {row['tokens']:.1f} |" in report
+        _, low, high = row["intervals"]["pass@1"]
+        assert low <= row["accuracy"] <= high
+        assert f"| {row['name']} | {100 * row['accuracy']:.1f} % | {100 * low:.1f} to {100 * high:.1f} |" in report
     assert "the scalar curve has" in report
     assert "| model | no block | tokens | closed | tokens | never closed | tokens |" in report
 
