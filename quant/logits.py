@@ -1,9 +1,16 @@
-"""Logits of a GGUF file on given token ids, as exact as llama.cpp computes: F32 cache, no flash attention."""
+"""Next-token logits of a model on given token ids, as a stream: a GGUF file, or a Hugging Face folder.
+
+A GGUF file as exactly as llama.cpp computes (F32 cache, no flash attention), or as its tools do by default.
+Logits of a whole trace are never held: 4,096 tokens of a 151,936-token vocabulary would take 2.3 GiB.
+"""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
 import llama_cpp
 import numpy as np
@@ -12,15 +19,88 @@ from quant.engines.llama_cpp import LlamaCppEngine
 from rpam_lite.errors import RpamError
 
 _F32 = 0  # GGML_TYPE_F32
-_CHUNK = 256  # positions whose logits are held at a time
+CHUNK = 64  # positions whose logits are held at a time
 
 
-def sequence_logits(engine: LlamaCppEngine, tokens: Sequence[int]) -> Iterator[np.ndarray]:
+@dataclass(frozen=True)
+class LogitsModel:
+    """Anything that gives logits.
+
+    Attributes:
+        name: As errors call it.
+        vocabulary_size: Tokens, padding included.
+        logits: Of token ids and the first position wanted: float32 [positions, vocabulary] up to the last position,
+            in order, cut at multiples of CHUNK, valid until the next ones are asked for.
+    """
+
+    name: str
+    vocabulary_size: int
+    logits: Callable[[Sequence[int], int], Iterator[np.ndarray]]
+
+
+@contextmanager
+def open_model(path: Path, threads: int = 2, exact: bool = True) -> Iterator[LogitsModel]:
+    """A GGUF file through llama.cpp, or a folder through transformers in float32.
+
+    Args:
+        path: Which.
+        threads: CPU threads, of a file.
+        exact: Of a file, see `sequence_logits`.
+
+    Raises:
+        RpamError: It can't be loaded.
+    """
+    if path.is_dir():
+        yield folder_model(path)
+        return
+    with LlamaCppEngine(path, threads=threads) as engine:
+        yield LogitsModel(str(path), engine.vocabulary_size, lambda t, first: sequence_logits(engine, t, first, exact))
+
+
+def folder_model(folder: Path, dtype: str = "float32", device: str = "cpu") -> LogitsModel:
+    """A Hugging Face folder through transformers.
+
+    Args:
+        folder: Config and weights.
+        dtype: Of the weights and of the arithmetic, as torch names it; logits come as float32.
+        device: As torch names it.
+
+    Raises:
+        RpamError: transformers can't load it.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, DynamicCache
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).to(device).eval()
+    except (OSError, ValueError) as error:
+        raise RpamError(f"{folder}: transformers can't load it ({str(error).splitlines()[0]}).") from None
+
+    def logits(tokens: Sequence[int], first: int) -> Iterator[np.ndarray]:
+        cache = DynamicCache()
+        for start in range(0, len(tokens), CHUNK):
+            part = torch.tensor([list(tokens[start : start + CHUNK])], device=device)
+            wanted = start + part.shape[1] - max(first, start)
+            with torch.inference_mode():
+                # 0 would ask for all of them.
+                found = model(part, past_key_values=cache, use_cache=True, logits_to_keep=max(wanted, 1)).logits[0]
+            if wanted > 0:
+                yield found.float().cpu().numpy()
+
+    return LogitsModel(str(folder), int(model.config.get_text_config().vocab_size), logits)
+
+
+def sequence_logits(
+    engine: LlamaCppEngine, tokens: Sequence[int], first: int = 0, exact: bool = True
+) -> Iterator[np.ndarray]:
     """Next-token logits of one sequence, some positions at a time.
 
     Args:
         engine: The loaded file.
         tokens: Token ids.
+        first: Position from which logits are wanted; those before are read, and their logits not computed.
+        exact: Compute with an F32 cache and without flash attention; else as llama.cpp's tools do by default, with an
+            F16 cache and, where it can, flash attention.
 
     Yields:
         float32 [positions, vocabulary], in order, valid until the next ones are asked for.
@@ -30,28 +110,32 @@ def sequence_logits(engine: LlamaCppEngine, tokens: Sequence[int]) -> Iterator[n
     """
     params = llama_cpp.llama_context_default_params()
     params.n_ctx = -(-len(tokens) // 256) * 256
-    params.n_batch = params.n_ubatch = min(_CHUNK, params.n_ctx)
+    params.n_batch = params.n_ubatch = CHUNK
     params.n_seq_max = 1
-    params.type_k = params.type_v = _F32
-    params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    if exact:
+        params.type_k = params.type_v = _F32
+        params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
     params.n_threads = params.n_threads_batch = engine.threads
     context = llama_cpp.llama_init_from_model(engine.handle, params)
     if context is None:
         raise RpamError(f"{engine.path}: llama.cpp can't make a context of {params.n_ctx} tokens.")
-    batch = llama_cpp.llama_batch_init(_CHUNK, 0, 1)
+    batch = llama_cpp.llama_batch_init(CHUNK, 0, 1)
     try:
-        for start in range(0, len(tokens), _CHUNK):
-            part = tokens[start : start + _CHUNK]
+        for start in range(0, len(tokens), CHUNK):
+            part = tokens[start : start + CHUNK]
             for row, token in enumerate(part):
                 batch.token[row], batch.pos[row] = token, start + row
-                batch.n_seq_id[row], batch.seq_id[row][0], batch.logits[row] = 1, 0, True
+                batch.n_seq_id[row], batch.seq_id[row][0] = 1, 0
+                batch.logits[row] = start + row >= first
             batch.n_tokens = len(part)
             if (status := llama_cpp.llama_decode(context, batch)) != 0:
                 raise RpamError(f"{engine.path}: llama.cpp failed to decode (status {status}).")
-            values = llama_cpp.llama_get_logits(context)
-            size = len(part) * engine.vocabulary_size
-            found = np.ctypeslib.as_array(ctypes.cast(values, ctypes.POINTER(ctypes.c_float)), (size,))
-            yield found.reshape(len(part), engine.vocabulary_size)
+            wanted = start + len(part) - max(first, start)
+            if wanted > 0:
+                values = llama_cpp.llama_get_logits(context)
+                size = wanted * engine.vocabulary_size
+                found = np.ctypeslib.as_array(ctypes.cast(values, ctypes.POINTER(ctypes.c_float)), (size,))
+                yield found.reshape(wanted, engine.vocabulary_size)
     finally:
         llama_cpp.llama_batch_free(batch)
         llama_cpp.llama_free(context)
