@@ -205,6 +205,8 @@ def eval_command(
     curve: Annotated[list[str] | None, typer.Option(help="interpolations in order of lambda; repeatable")] = None,
     records: Annotated[Path, typer.Option(help="folder of the records; a run goes on from there")] = Path("records"),
     filed_as: Annotated[str, typer.Option(help="go on with the records of this name, on another engine")] = "",
+    lm_eval: Annotated[bool, typer.Option("--lm-eval", help="tasks of EleutherAI's harness, run by it")] = False,
+    include: Annotated[Path | None, typer.Option(help="with --lm-eval: folder of more task files")] = None,
     save: Annotated[Path | None, typer.Option(help="write all that was measured as JSON")] = None,
     plot: Annotated[Path | None, typer.Option(help="draw accuracy against tokens")] = None,
 ) -> None:
@@ -219,7 +221,7 @@ def eval_command(
         return
     from quant import Sampling, load
     from quant.evaluation import Settings
-    from rpam_lite.pipeline.evaluating import evaluate_models, tell
+    from rpam_lite.pipeline.evaluating import evaluate_in_harness, evaluate_models, tell
 
     if bits not in (4, 8, 16, 32):
         raise RpamError(f"--bits {bits}: must be 4, 8, 16 or 32.")
@@ -232,6 +234,9 @@ def eval_command(
         tokenizer=tokenizer,
         served_model=served_model,
     )
+    if lm_eval:
+        evaluate_in_harness(models, opened, tasks, limit, max_tokens, include, tokenizer, save)
+        return
     settings = Settings(samples, Sampling(temperature, top_p, top_k, seed), max_tokens, long_think_tokens)
     with progress_bars() as bars:
         evaluation = evaluate_models(models, opened, tasks, settings, limit, records, filed_as, bars)

@@ -17,6 +17,7 @@ EXTRA_OF = {
     "pandas": "eval",
     "httpx": "http",
     "sklearn": "siblings",
+    "lm_eval": "lm-eval",
 }
 
 

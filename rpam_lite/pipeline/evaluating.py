@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rpam_lite.checkpoint.files import write_text
 from rpam_lite.errors import RpamError
 from rpam_lite.pipeline.stage import Progress
 
@@ -42,8 +44,7 @@ def evaluate_models(
 
     if filed_as and len(models) > 1:
         raise RpamError(f"--filed-as {filed_as} goes with one model, not with {len(models)}.")
-    if missing := [m for m in models if not m.startswith(("http://", "https://")) and not Path(m).exists()]:
-        raise RpamError(f"{missing[0]}: no such model; give a GGUF file, a Hugging Face folder or a server's address.")
+    _require_models(models)
     loaded = load_tasks(tasks)
     asked = settings.samples * sum(len(task.questions[:limit]) for task in loaded)
     found = []
@@ -68,6 +69,64 @@ def evaluate_models(
         finally:
             engine.close()
     return joined(found)
+
+
+def evaluate_in_harness(
+    models: Sequence[str],
+    opened: Callable[[str], Engine],
+    tasks: Sequence[str],
+    limit: int | None,
+    max_tokens: int | None,
+    include: Path | None,
+    tokenizer: Path | None,
+    save: Path | None,
+) -> None:
+    """Run EleutherAI's lm-evaluation-harness through our engines and print its results.
+
+    Args:
+        models: What `opened` opens.
+        opened: Opens a model.
+        tasks: Names of the harness.
+        limit: The first so many documents of each task.
+        max_tokens: Most generated tokens; as each task says if None.
+        include: Folder of more task files.
+        tokenizer: Of servers, see `quant.lm_eval.run_lm_eval`.
+        save: Where to write the results as JSON.
+    """
+    from rich.table import Table
+
+    from quant.lm_eval import run_lm_eval
+    from quant.tables import console
+
+    _require_models(models)
+    table, found = Table(title="lm-evaluation-harness", show_edge=False), {}
+    for column in ("task", "model", "metric", "value", "standard error"):
+        table.add_column(column, justify="right" if column in ("value", "standard error") else "left")
+    for model in models:
+        engine = opened(model)
+        try:
+            results = run_lm_eval(engine, tasks, limit, max_tokens=max_tokens, include=include, tokenizer=tokenizer)[
+                "results"
+            ]
+        finally:
+            engine.close()
+        found[engine.name] = results
+        for task, metrics in results.items():
+            for metric, value in metrics.items():
+                if isinstance(value, float) and "_stderr," not in metric:
+                    error = metrics.get(metric.replace(",", "_stderr,", 1))
+                    told = f"{error:.4f}" if isinstance(error, float) else ""
+                    table.add_row(task, engine.name, metric, f"{value:.4f}", told)
+    console().print(table)
+    if save is not None:
+        write_text(save, json.dumps(found, indent=2, default=str) + "\n")
+
+
+def _require_models(models: Sequence[str]) -> None:
+    """Before tasks are loaded, which may take long."""
+    for model in models:
+        if not model.startswith(("http://", "https://")) and not Path(model).exists():
+            raise RpamError(f"{model}: no such model; give a GGUF file, a Hugging Face folder or a server's address.")
 
 
 def tell(evaluation: Evaluation, long: str, short: str, curve: Sequence[str], plot: Path | None) -> None:
