@@ -11,7 +11,6 @@ from rpam_lite.checkpoint.files import read_json, write_text
 from rpam_lite.recipe import OURS, Recipe
 from rpam_lite.report.plots import plot_frontier
 
-
 # What a reader is told of each measure of `quant.adaptivity`.
 _ADAPTIVITY = {
     "length_ratio": "tokens, of Long's",
