@@ -21,8 +21,9 @@ export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_EXA
 merge: setup
 	@$(BIN)/rpam run $(RECIPE)
 
+# Two processes with one thread each: quicker than one with two, and models as small as these need no more.
 test: setup
-	@$(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 bench: setup
 	@$(BIN)/python -m bench.fit
@@ -30,6 +31,9 @@ bench: setup
 	@$(BIN)/python -m bench.merge
 	@$(BIN)/python -m bench.export
 	@$(BIN)/python -m bench.quantize
+	@$(BIN)/python -m bench.engines
+	@$(BIN)/python -m bench.divergence
+	@$(BIN)/python -m bench.siblings
 
 check: setup
 	@$(BIN)/ruff check .

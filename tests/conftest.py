@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,14 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from recipes.tiny.tokenizer import train_tokenizer, write_tokenizer_files
 
 ROOT = Path(__file__).parents[1]
-torch.set_num_threads(2)
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Some tests set torch's threads; the next one starts with one again."""
+    yield
+    torch.set_num_threads(1)
 
 
 def make_checkpoint(folder: Path, seed: int, tokenizer: Any, kind: str = "qwen2", **overrides: Any) -> Path:
