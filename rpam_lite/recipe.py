@@ -39,16 +39,53 @@ class Parents(_Section):
     base: Path | None = None
 
 
+class Urls(_Section):
+    """Servers of the two parents, with an OpenAI-compatible interface."""
+
+    long: str = Field(pattern=r"^https?://")
+    short: str = Field(pattern=r"^https?://")
+
+
 class Label(_Section):
     """Pattern labels: sample both parents on `questions`, grade, and apply the rule."""
 
     questions: Path
+    rule: Literal["strict", "release", "ada-r1", "cost"] = Field(
+        "strict", description="from both parents' samples to a label; another one samples nothing again"
+    )
+    price: NonNegative = Field(1.0, description="of `rule: cost`: points of accuracy that 1000 tokens must be worth")
     samples: Positive = Field(8, description="answers a question from each parent (k)")
+    adaptive: bool = Field(False, description="stop sampling a question when its label is settled; k is the most")
+    stop_probability: Share = Field(
+        0.01, description="of `adaptive`: settled if all k would change the label with less than this; 0: if they can't"
+    )
     temperature: NonNegative = 0.6
     top_p: Share = 0.95
     top_k: int = Field(20, ge=0, description="0 keeps every token")
     max_tokens: Positive = 4096
     parallel: Positive = Field(16, description="sequences decoded side by side")
+    engine: Literal["gguf", "bf16", "int8", "nf4", "http"] = Field(
+        "gguf", description="runs the parents: llama.cpp, transformers in one of three precisions, or servers"
+    )
+    type: Literal["F32", "F16", "BF16", "Q8_0"] | None = Field(
+        None, description="of `engine: gguf`; without it that of `export.type`"
+    )
+    urls: Urls | None = Field(None, description="of `engine: http`: one server for each parent")
+
+    @model_validator(mode="after")
+    def _keys_fit_together(self) -> Label:
+        given = self.model_fields_set
+        for key, needs, read in (
+            ("price", "rule: cost", self.rule == "cost"),
+            ("stop_probability", "adaptive: true", self.adaptive),
+            ("type", "engine: gguf", self.engine == "gguf"),
+            ("urls", "engine: http", self.engine == "http"),
+        ):
+            if key in given and not read:
+                raise ValueError(f"`{key}` is read under `{needs}` alone; set that, or take `{key}` out")
+        if self.engine == "http" and self.urls is None:
+            raise ValueError("`engine: http` needs `urls: {long: http://..., short: http://...}`")
+        return self
 
 
 def _bytes(value: object) -> object:

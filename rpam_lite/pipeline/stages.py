@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING
 
 from rpam_lite.checkpoint.files import write_text
@@ -21,38 +20,26 @@ if TYPE_CHECKING:
 def run_label(run: Run) -> None:
     """Export both parents to GGUF, sample and grade their answers, label every question."""
     from export.gguf.write import write_gguf
-    from quant.engines import Sampling
-    from quant.engines.llama_cpp import LlamaCppEngine
     from quant.tasks.questions import load_questions
-    from rpam_lite.patterns.label import label_questions, sample_parent
+    from rpam_lite.patterns.label import label_questions
+    from rpam_lite.patterns.rule import rule_of
+    from rpam_lite.pipeline.labelling import check_engine, draw_samples
 
-    recipe, settings, folder = run.recipe, run.recipe.label, run.of("label")
+    recipe, settings = run.recipe, run.recipe.label
     questions = load_questions(settings.questions)
+    check_engine(run)
     long, short, donor = run.pair()
     for name, source in (("long", long), ("short", short)):
         if not parent_gguf(run, name).exists():
             # In the donor's vocabulary: both are asked with the same token ids.
             write_gguf(source, donor.config, donor.folder, parent_gguf(run, name), recipe.export.type, name)
     prompts = donor_prompts(run, questions)
-    sampling = Sampling(settings.temperature, settings.top_p, settings.top_k, recipe.seed)
-    samples = {}
-    for name in ("long", "short"):
-        step = run.progress.start(f"sampling {name}", len(questions) * settings.samples)
-        with LlamaCppEngine(parent_gguf(run, name), settings.parallel, recipe.engine_threads) as engine:
-            samples[name] = sample_parent(
-                engine,
-                questions,
-                prompts,
-                settings.samples,
-                sampling,
-                settings.max_tokens,
-                folder / f"samples-{name}.jsonl",
-                partial(step, ""),
-            )
-    rows = label_questions(questions, prompts, samples["long"], samples["short"], settings.samples)
+    rule = rule_of(settings.rule, settings.price)
+    found = draw_samples(run, questions, prompts, rule)
+    rows = label_questions(questions, prompts, found, rule, settings.samples, settings.max_tokens)
     counts = Counter(row["label"] for row in rows)
     run.say(f"{counts['long']} questions labelled long, {counts['short']} short, {counts[None]} dropped")
-    write_text(folder / "patterns.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_text(run.of("label") / "patterns.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
 
 
 def donor_prompts(run: Run, questions: Sequence[Question]) -> dict[str, tuple[int, ...]]:

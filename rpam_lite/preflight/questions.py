@@ -7,23 +7,33 @@ from functools import partial
 
 from quant.tasks.questions import load_questions
 from rpam_lite.preflight.findings import Finding, attempt
+from rpam_lite.preflight.overlap import NEAR, SHINGLE, Overlap, overlaps
 from rpam_lite.recipe import Recipe
 
 
 def check_questions(recipe: Recipe) -> Iterator[Finding]:
-    """Whether both files can be read and share nothing."""
+    """Whether both files can be read and share nothing, word for word or nearly."""
     findings: list[Finding] = []
     calibration = attempt(findings, "questions", partial(load_questions, recipe.label.questions))
     evaluation = attempt(findings, "questions", partial(load_questions, recipe.eval.questions))
     yield from findings
-    shared = {_plain(q.question) for q in calibration or ()} & {_plain(q.question) for q in evaluation or ()}
-    if shared:
-        message = (
-            f"{recipe.label.questions} and {recipe.eval.questions}: share {len(shared)} questions (such as "
-            f"{min(shared)!r}); calibrating on what is measured afterwards proves nothing."
-        )
-        yield Finding("ERROR", "overlap", message, key="label.questions")
+    found = overlaps(calibration or [], evaluation or [])
+    exact = [o for o in found if o.similarity == 1]
+    near = sorted((o for o in found if o.similarity < 1), key=lambda o: -o.similarity)
+    if exact:
+        yield _finding(recipe, exact, "the same question")
+    if near:
+        measure = f"{near[0].similarity:.0%} of all runs of {SHINGLE} words; the limit is {NEAR:.0%}"
+        yield _finding(recipe, near, f"nearly the same question (same numbers and signs, {measure})")
 
 
-def _plain(question: str) -> str:
-    return " ".join(question.lower().split())
+def _finding(recipe: Recipe, found: list[Overlap], what: str) -> Finding:
+    """One finding for all, the first with both of its lines."""
+    first, others = found[0], len(found) - 1
+    message = (
+        f"{recipe.label.questions}, line {first.calibration.key}, and {recipe.eval.questions}, line "
+        f"{first.measured.key}: {what}, {first.calibration.question[:80]!r}"
+        f"{f', and {others} more such lines' if others else ''}; calibrating on what is measured proves nothing: "
+        "delete them from the former."
+    )
+    return Finding("ERROR", "overlap", message, key="label.questions")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -45,11 +46,23 @@ class Labelled(Protocol):
 
 
 def choose_questions(questions: Sequence[Any], per_class: int, seed: int) -> list[Any]:
-    """Up to `per_class` questions of each label, drawn with `seed`, in their first order."""
-    chosen: set[int] = set()
+    """Up to `per_class` questions of each label, evenly over their levels, drawn with `seed`, in their first order.
+
+    Within a label the levels take turns, each giving a random question of its own, until there are enough or
+    no more; a level that has run out is passed over. So a label holds every level as often as every other, as
+    far as there are such questions, however uneven the question file is.
+    """
+    chosen: list[int] = []
     for label in PARENTS:
-        own = [i for i, q in enumerate(questions) if q.label == label]
-        chosen.update(random.Random(f"{seed}-{label}").sample(own, min(per_class, len(own))))
+        draw = random.Random(f"{seed}-{label}")
+        levels: dict[int, list[int]] = {}
+        for i, question in enumerate(questions):
+            if question.label == label:
+                levels.setdefault(question.level, []).append(i)
+        shuffled = [draw.sample(levels[level], len(levels[level])) for level in sorted(levels)]
+        draw.shuffle(shuffled)  # or the last turn, which may not go round, would always favour the easy ones
+        turns = [i for turn in zip_longest(*shuffled) for i in turn if i is not None]
+        chosen += turns[:per_class]
     return [questions[i] for i in sorted(chosen)]
 
 
