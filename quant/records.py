@@ -150,9 +150,12 @@ def answer_questions(
 
     append_rows(file, graded())
     records = read_records(file)
-    if any(record.grader != GRADER_VERSION for record in records.values()):
-        records = {k: regraded(r, by_key[r.question], grade_answer) for k, r in records.items() if r.question in by_key}
-        write_records(file, list(records.values()))
+    stale = [key for key in keys if records[key].grader != GRADER_VERSION]
+    for key in stale:
+        records[key] = regraded(records[key], by_key[records[key].question], grade_answer)
+    if missing or stale:
+        # In the order of the questions, not in that of an interruption; what others asked for stays behind them.
+        write_records(file, list(({key: records[key] for key in keys} | records).values()))
     return [records[key] for key in keys]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -99,41 +99,6 @@ def _flush(path: Path) -> None:
     if path.is_file():
         with path.open("rb") as stream:
             os.fsync(stream.fileno())
-
-
-def keep_partial(
-    path: Path, keys: Sequence[str], produce: Callable[[list[str]], Iterable[dict[str, Any]]]
-) -> list[dict[str, Any]]:
-    """Collect one row a key into a JSON-lines file that takes its final name when all are there.
-
-    Rows are appended to a `.partial` file as they come. After an interruption only the missing keys
-    are asked for again; a last line that was cut off is dropped.
-
-    Args:
-        path: Final name.
-        keys: Keys of all rows; the finished file has them in this order.
-        produce: Given the missing keys, yields their rows, each with its `key`, in any order.
-
-    Returns:
-        All rows in the order of `keys`.
-    """
-    if path.exists():
-        finished = _whole_rows(path)
-        if [row["key"] for row in finished] == list(keys):
-            return finished
-    partial = path.with_name(path.name + ".partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rows = {row["key"]: row for row in _whole_rows(partial)} if partial.exists() else {}
-    write_text(partial, "".join(_line(row) for row in rows.values()))
-    with partial.open("a", encoding="utf-8") as stream:
-        for row in produce([key for key in keys if key not in rows]):
-            rows[row["key"]] = row
-            stream.write(_line(row))
-            stream.flush()
-    ordered = [rows[key] for key in keys]
-    write_text(path, "".join(_line(row) for row in ordered))
-    partial.unlink()
-    return ordered
 
 
 def read_rows(path: Path) -> dict[str, dict[str, Any]]:

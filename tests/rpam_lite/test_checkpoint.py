@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from rpam_lite.checkpoint.arithmetic import interpolate
-from rpam_lite.checkpoint.files import keep_partial, whole_file, whole_folder
+from rpam_lite.checkpoint.files import append_rows, read_rows, whole_file, whole_folder
 from rpam_lite.checkpoint.source import CheckpointSource
 from rpam_lite.checkpoint.write import write_checkpoint
 from rpam_lite.errors import RpamError
@@ -145,24 +145,20 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_partial_rows_survive_an_interruption(tmp_path: Path) -> None:
-    file = tmp_path / "rows.jsonl"
+def test_appended_rows_survive_an_interruption(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "rows.jsonl"
 
-    keys = ["0", "1", "2", "3", "4"]
+    def rows(keys: str) -> Iterator[dict[str, Any]]:
+        for key in keys:
+            if key == "!":
+                raise KeyboardInterrupt
+            yield {"key": key, "text": f"ä {key}"}
 
-    def until(stop: int) -> Callable[[list[str]], Iterator[dict[str, Any]]]:
-        def produce(missing: list[str]) -> Iterator[dict[str, Any]]:
-            for i, key in enumerate(reversed(missing)):
-                if i == stop:
-                    raise KeyboardInterrupt
-                yield {"key": key}
-
-        return produce
-
+    assert read_rows(file) == {}
     with pytest.raises(KeyboardInterrupt):
-        keep_partial(file, keys, until(3))
-    assert not file.exists()
-    rows = keep_partial(file, keys, until(2))
-    assert [r["key"] for r in rows] == keys
-    assert keep_partial(file, keys, until(0)) == rows
-    assert not list(tmp_path.glob("*.partial"))
+        append_rows(file, rows("ab!c"))
+    assert list(read_rows(file)) == ["a", "b"]
+    # A line that was cut off is dropped, and the next one does not stick to it.
+    file.write_bytes(file.read_bytes()[:-4])
+    append_rows(file, rows("c"))
+    assert read_rows(file) == {"a": {"key": "a", "text": "ä a"}, "c": {"key": "c", "text": "ä c"}}
