@@ -34,6 +34,7 @@ bench: setup
 	@$(BIN)/python -m bench.engines
 	@$(BIN)/python -m bench.divergence
 	@$(BIN)/python -m bench.siblings
+	@$(BIN)/python -m bench.labels
 
 check: setup
 	@$(BIN)/ruff check .
