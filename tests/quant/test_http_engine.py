@@ -19,6 +19,7 @@ import httpx
 import pytest
 
 from export.gguf.write import write_gguf
+from quant import evaluate, load
 from quant.engines import Completion, Request, Sampling, http_client
 from quant.engines.chat import ChatTokenizer
 from quant.engines.http import HttpEngine
@@ -415,3 +416,23 @@ def test_llama_cpp_pythons_server_answers_as_the_file_does(llama_server: tuple[s
         assert all(p <= 0 for p in found[key].logprobs or ())
         assert asked_server[key].text == text
     assert any(len(set(c.token_ids)) > 1 for c in expected.values())
+
+
+def test_one_call_evaluates_a_file_a_folder_in_nf4_and_a_server(
+    llama_server: tuple[str, Path], folder: Path, tmp_path: Path
+) -> None:
+    url, file = llama_server
+    rows = [{"question": f"What is {i} + 1?", "answer": str(i + 1)} for i in range(4)]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    models = [load(file, threads=1), load(folder, bits=4), load(url, tokenizer=folder, parallel=2)]
+    result = evaluate(
+        models, [tmp_path / "sums.jsonl"], sampling=Sampling(), max_tokens=12, records=tmp_path / "records"
+    )
+    for model in models:
+        model.close()
+    assert [run.name for run in result.runs] == ["model", "hf-nf4", "tiny"]
+    from_file, _, served = (run.records["sums"] for run in result.runs)
+    # This server drops bytes that are no UTF-8.
+    assert [r.text for r in served] == [r.text.replace("\ufffd", "") for r in from_file]
+    assert all(0 < r.tokens <= 12 for run in result.runs for r in run.records["sums"])
+    assert len(result.compare().differences) == 3
