@@ -17,11 +17,12 @@ from pathlib import Path
 
 from bench.tiny import PAIR
 from export.gguf.write import write_gguf
+from quant.asking import answer_questions
 from quant.engines import Engine, Request
 from quant.engines.llama_cpp import LlamaCppEngine
 from quant.frontier import gain_over_curve
 from quant.measures import by_question, measure
-from quant.records import Record, answer_questions, to_record
+from quant.records import Record, to_record
 from quant.siblings import (
     CarEngine,
     RoutedEngine,

@@ -15,9 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from quant.asking import answer_questions
 from quant.engines import Engine, Sampling
-from quant.records import RECORD_VERSION, Record, answer_questions, regraded
+from quant.records import RECORD_VERSION, Record, regraded
 from quant.tasks.catalog import Task, load_tasks
+from quant.tasks.questions import Question
 from rpam_lite.checkpoint.files import read_json, write_json
 from rpam_lite.errors import RpamError
 
@@ -58,17 +60,38 @@ class ModelRun:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """Which questions of a task were asked, and how answers were graded.
+
+    Attributes:
+        source: Where the questions come from.
+        digest: Hash of all of them.
+        limit: The first so many were asked; all if None.
+        grader: As in `quant.tasks.task.Task`, like
+        pattern: and
+        fallback: these.
+    """
+
+    source: str
+    digest: str
+    limit: int | None
+    grader: str
+    pattern: str
+    fallback: bool
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Models on the same questions.
 
     Attributes:
         runs: One a model.
-        tasks: Where each task's questions come from, by name.
+        tasks: What was asked, by the task's name.
         settings: How they were asked.
     """
 
     runs: tuple[ModelRun, ...]
-    tasks: Mapping[str, str]
+    tasks: Mapping[str, Asked]
     settings: Settings
 
     def table(self) -> None:
@@ -120,7 +143,8 @@ class Evaluation:
             }
             for run in self.runs
         ]
-        told = {"version": EVALUATION_VERSION, "settings": asdict(self.settings), "tasks": dict(self.tasks)}
+        tasks = {name: asdict(asked) for name, asked in self.tasks.items()}
+        told = {"version": EVALUATION_VERSION, "settings": asdict(self.settings), "tasks": tasks}
         write_json(Path(path), {**told, "runs": runs})
 
 
@@ -131,14 +155,17 @@ def read_evaluation(path: str | Path) -> Evaluation:
         RpamError: The file is missing, or of another version.
     """
     told = read_json(Path(path), "the evaluation")
-    if told.get("version") != EVALUATION_VERSION or "runs" not in told:
+    if told.get("version") != EVALUATION_VERSION:
         raise RpamError(f"{path}: is no evaluation of version {EVALUATION_VERSION}; evaluate again.")
-    runs = (
-        ModelRun(r["name"], r["identity"], {t: [Record(**row) for row in rows] for t, rows in r["records"].items()})
-        for r in told["runs"]
-    )
-    settings = Settings(**{**told["settings"], "sampling": Sampling(**told["settings"]["sampling"])})
-    return Evaluation(tuple(runs), told["tasks"], settings)
+    try:
+        runs = (
+            ModelRun(r["name"], r["identity"], {t: [Record(**row) for row in rows] for t, rows in r["records"].items()})
+            for r in told["runs"]
+        )
+        settings = Settings(**{**told["settings"], "sampling": Sampling(**told["settings"]["sampling"])})
+        return Evaluation(tuple(runs), {name: Asked(**asked) for name, asked in told["tasks"].items()}, settings)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RpamError(f"{path}: is no whole evaluation ({error}); evaluate again.") from None
 
 
 def evaluate(
@@ -176,6 +203,13 @@ def evaluate(
         RpamError: A task can't be loaded, an engine fails, two models have one name; what has ended is kept.
     """
     engines = list(models) if isinstance(models, Sequence) else [models]
+    if isinstance(tasks, str | Path) or not tasks or not engines:
+        raise RpamError(f"models and tasks: give at least one of each, as lists; tasks are {tasks!r}.")
+    for name, number in (("samples", samples), ("max_tokens", max_tokens), ("limit", 1 if limit is None else limit)):
+        if number < 1:
+            raise RpamError(f"{name}={number}: must be at least 1.")
+    if Path(filed_as).name != filed_as:
+        raise RpamError(f"filed_as={filed_as!r}: must be a plain name, without folders.")
     if filed_as and len(engines) > 1:
         raise RpamError(f"filed_as={filed_as!r} goes with one model, not with {len(engines)}.")
     _require_own_names([engine.name for engine in engines])
@@ -194,13 +228,12 @@ def evaluate(
                 max_tokens,
                 samples,
                 sampling,
-                grade_answer=task.grade,
+                grading=task.grading,
                 on_record=partial(on_record, engine.name, task.name),
             )
         runs.append(ModelRun(engine.name, engine.identity, found))
-    first = "all" if limit is None else f"the first {limit}"
-    sources = {task.name: f"{first} of {task.source}, questions {task.digest}" for task in loaded}
-    return Evaluation(tuple(runs), sources, settings)
+    asked = {t.name: Asked(t.source, t.digest, limit, t.grader, t.pattern, t.fallback) for t in loaded}
+    return Evaluation(tuple(runs), asked, settings)
 
 
 def joined(evaluations: Sequence[Evaluation]) -> Evaluation:
@@ -217,18 +250,14 @@ def joined(evaluations: Sequence[Evaluation]) -> Evaluation:
     return replace(first, runs=runs)
 
 
-def graded_again(evaluation: Evaluation, tasks: Sequence[Task]) -> Evaluation:
-    """The evaluation with every completion graded by the graders as they are now; nothing is generated.
+def graded_again(evaluation: Evaluation) -> Evaluation:
+    """The evaluation with every completion graded by its graders as they are now; nothing is generated."""
 
-    Args:
-        evaluation: What was generated.
-        tasks: Its tasks, for their graders.
-    """
-    named = {task.name: (task.grade, {q.key: q for q in task.questions}) for task in tasks}
-
-    def again(task: str, rows: Sequence[Record]) -> list[Record]:
-        grade, questions = named[task]
-        return [regraded(row, questions[row.question], grade) for row in rows]
+    def again(name: str, rows: Sequence[Record]) -> list[Record]:
+        asked = evaluation.tasks[name]
+        grading = Task(name, [], asked.grader, asked.pattern, asked.fallback).grading
+        golds = [Question(row.question, "", row.answer, row.level, row.tolerance) for row in rows]
+        return [regraded(row, gold, grading) for row, gold in zip(rows, golds, strict=True)]
 
     runs = tuple(
         replace(run, records={task: again(task, rows) for task, rows in run.records.items()}) for run in evaluation.runs
@@ -249,10 +278,11 @@ def _require_asked_alike(one: Evaluation, other: Evaluation) -> None:
 
 
 def _file_name(task: Task, settings: Settings) -> str:
-    """One file for a task's questions and a way of sampling; the number of samples and of questions may grow."""
-    asked = json.dumps([task.digest, asdict(settings.sampling), settings.max_tokens, RECORD_VERSION])
+    """One file for a task and a way of sampling; samples and questions may grow in number."""
+    asked = json.dumps([task.name, asdict(settings.sampling), settings.max_tokens, RECORD_VERSION])
     return f"{task.name}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}.jsonl"
 
 
 def _asked(evaluation: Evaluation) -> str:
-    return f"{', '.join(evaluation.tasks.values())} ({evaluation.settings})"
+    tasks = [f"{name} {asked.digest} (limit {asked.limit})" for name, asked in evaluation.tasks.items()]
+    return f"{', '.join(tasks)} with {evaluation.settings}"

@@ -21,6 +21,7 @@ def load(
     threads: int | None = None,
     tokenizer: str | Path | None = None,
     served_model: str = "",
+    timeout: float = 600,
 ) -> Engine:
     """Open a model to be measured.
 
@@ -38,6 +39,7 @@ def load(
         threads: Of a GGUF file: CPU threads; all cores if None.
         tokenizer: Of a server: a folder whose tokenizer and chat template make the prompts; the server's own if None.
         served_model: Of a server: the model's name there; its only one if empty.
+        timeout: Of a server: seconds that one answer may take.
 
     Returns:
         The engine; close it when done.
@@ -50,7 +52,7 @@ def load(
         from quant.engines.http import HttpEngine
 
         folder = None if tokenizer is None else Path(tokenizer)
-        return HttpEngine(text, served_model, folder, parallel=parallel)
+        return HttpEngine(text, served_model, folder, parallel=parallel, timeout=timeout)
     path = Path(model)
     if path.is_dir():
         from quant.engines.transformers import TransformersEngine

@@ -7,9 +7,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rpam_lite.checkpoint.files import whole_file
+from rpam_lite.errors import RpamError
 
 if TYPE_CHECKING:
     from quant.comparison import Point
+
+
+FORMATS = (".png", ".svg", ".pdf")
+
+
+def check_format(path: Path) -> None:
+    """Whether a picture can be drawn in the format that its name ends in.
+
+    Raises:
+        RpamError: It can't.
+    """
+    if path.suffix not in FORMATS:
+        raise RpamError(f"{path}: pictures are drawn as {', '.join(FORMATS)}; choose one of these endings.")
 
 
 def plot_points(points: Sequence[Point], path: Path) -> None:
@@ -18,9 +32,13 @@ def plot_points(points: Sequence[Point], path: Path) -> None:
     Args:
         points: Every model on every task.
         path: PNG, SVG or PDF.
+
+    Raises:
+        RpamError: Another format.
     """
     from matplotlib.figure import Figure
 
+    check_format(path)
     tasks = list(dict.fromkeys(point.task for point in points))
     figure = Figure(figsize=(5.2 * len(tasks), 4), layout="constrained")
     for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
@@ -38,7 +56,7 @@ def plot_points(points: Sequence[Point], path: Path) -> None:
         axes.legend(fontsize="small")
     with whole_file(path) as part:
         # The format by name: the temporary file ends otherwise. No date: same inputs, same bytes.
-        kind = path.suffix.lstrip(".") or "png"
+        kind = path.suffix.lstrip(".")
         figure.savefig(part, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
 
 

@@ -6,7 +6,7 @@ Exit codes: 0 done; 1 something to mend, named in one sentence; 2 wrong usage; 3
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, cast
@@ -22,6 +22,24 @@ from rpam_lite.pipeline.trip import STAGES, run_all, run_one, verify_again
 from rpam_lite.recipe import load_recipe
 from rpam_lite.terminal import fail_in_one_sentence, progress_bars
 
+# What `rpam eval --lm-eval` reads.
+HARNESS_OPTIONS = frozenset(
+    [
+        "models",
+        "tasks",
+        "limit",
+        "max_tokens",
+        "lm_eval",
+        "include",
+        "tokenizer",
+        "save",
+        "context",
+        "bits",
+        "parallel",
+        "threads",
+        "served_model",
+    ]
+) | {"timeout"}
 app = typer.Typer(
     help="Merge a Long-CoT and a Short-CoT model into one adaptive reasoner, without training.",
     no_args_is_help=True,
@@ -178,6 +196,7 @@ def quantize_command(
 
 @app.command("eval")
 def eval_command(
+    context_: typer.Context,
     models: Annotated[
         list[str],
         typer.Argument(metavar="RECIPE | MODEL...", help="a recipe; or GGUF files, folders, servers' addresses"),
@@ -192,7 +211,9 @@ def eval_command(
     top_p: Annotated[float, typer.Option(min=0, max=1)] = 0.95,
     top_k: Annotated[int, typer.Option(min=0)] = 20,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    max_tokens: Annotated[int, typer.Option(min=1, help="an answer is cut off there")] = 4096,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="an answer is cut off there; 4096, with --lm-eval what each task says")
+    ] = None,
     long_think_tokens: Annotated[int, typer.Option(min=1, help="an answer with so many think tokens is long")] = 32,
     context: Annotated[int | None, typer.Option(min=1, help="of GGUF files: prompt and answer")] = None,
     bits: Annotated[int, typer.Option(help="of folders: 32, 16, 8 (int8) or 4 (nf4)")] = 16,
@@ -200,6 +221,7 @@ def eval_command(
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of llama.cpp; all cores without it")] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="of servers: folder whose template makes the prompts")] = None,
     served_model: Annotated[str, typer.Option(help="of servers: name of the model there")] = "",
+    timeout: Annotated[float, typer.Option(min=1, help="of servers: seconds that one answer may take")] = 600,
     long: Annotated[str, typer.Option(help="which of the models is the Long parent: measures of adaptivity")] = "",
     short: Annotated[str, typer.Option(help="which is the Short parent")] = "",
     curve: Annotated[list[str] | None, typer.Option(help="interpolations in order of lambda; repeatable")] = None,
@@ -217,8 +239,12 @@ def eval_command(
     if tasks is None:
         if len(models) > 1 or (not models[0].endswith((".yaml", ".yml")) and Path(models[0]).exists()):
             raise RpamError("--tasks: name what to measure the models on, as gsm8k or a file of questions.")
+        _refuse_others(context_, {"models", "runs"}, "a recipe")
         _with_run(Path(models[0]), runs, partial(run_one, "eval"))
         return
+    from rpam_lite.pipeline.evaluating import check_wishes
+
+    check_wishes(long, short, plot)
     from quant import Sampling, load
     from quant.evaluation import Settings
     from rpam_lite.pipeline.evaluating import evaluate_in_harness, evaluate_models, tell
@@ -233,11 +259,13 @@ def eval_command(
         threads=threads,
         tokenizer=tokenizer,
         served_model=served_model,
+        timeout=timeout,
     )
     if lm_eval:
+        _refuse_others(context_, HARNESS_OPTIONS, "--lm-eval")
         evaluate_in_harness(models, opened, tasks, limit, max_tokens, include, tokenizer, save)
         return
-    settings = Settings(samples, Sampling(temperature, top_p, top_k, seed), max_tokens, long_think_tokens)
+    settings = Settings(samples, Sampling(temperature, top_p, top_k, seed), max_tokens or 4096, long_think_tokens)
     with progress_bars() as bars:
         evaluation = evaluate_models(models, opened, tasks, settings, limit, records, filed_as, bars)
     if save is not None:
@@ -245,18 +273,25 @@ def eval_command(
     tell(evaluation, long, short, curve or [], plot)
 
 
+def _refuse_others(context: typer.Context, read: Collection[str], what: str) -> None:
+    """An option that would do nothing is refused."""
+    for name in context.params:
+        given = context.get_parameter_source(name)
+        if name not in read and given is not None and given.name == "COMMANDLINE":
+            raise RpamError(f"--{name.replace('_', '-')}: does nothing together with {what}; leave it out.")
+
+
 @app.command("grade")
 def grade_command(
     evaluation: Annotated[Path, typer.Argument(help="what `rpam eval --save` wrote")],
-    tasks: Annotated[list[str] | None, typer.Option(help="its tasks, where they are files; repeatable")] = None,
 ) -> None:
-    """Grade saved answers again by the graders as they are now; nothing is generated.
+    """Grade saved answers again by their graders as they are now; nothing is generated.
 
     Example: rpam grade evaluation.json
     """
     from rpam_lite.pipeline.evaluating import grade_again
 
-    grade_again(evaluation, tasks or []).table()
+    grade_again(evaluation).table()
 
 
 @app.command("methods")

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 from rpam_lite.errors import RpamError
 
 FIRST_WAIT_S = 1.0
+LIST_TIMEOUT_S = 15.0
 LONGEST_WAIT_S = 60.0
 _BUSY = (408, 425, 429)
 _HINTS = {
@@ -92,16 +93,16 @@ class Server:
             RpamError: There is no such answer after all tries.
         """
         tries = 0
+        # Who is there is quickly said.
+        timeout = self.timeout if body is not None else min(LIST_TIMEOUT_S, self.timeout)
         while True:
             tries += 1
             started = time.perf_counter()
             try:
-                async with asyncio.timeout(self.timeout):
+                async with asyncio.timeout(timeout):
                     return await self._ask_once(client, path, form, body), time.perf_counter() - started
             except TimeoutError:
-                failure = _TryAgainError(
-                    f"gave no answer within {self.timeout:g} s", hint="raise `timeout` or ask for less"
-                )
+                failure = _TryAgainError(f"gave no answer within {timeout:g} s", hint="raise `timeout` or ask for less")
             except _TryAgainError as error:
                 failure = error
             if tries > self.retries or failure.wait > LONGEST_WAIT_S:

@@ -13,7 +13,6 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -160,34 +159,32 @@ class LlamaCppEngine:
         """Complete all requests, yielding each as it ends.
 
         Raises:
-            RpamError: A prompt is empty or longer than the context, the context can't be made (memory), or decoding
+            RpamError: A prompt is empty, it does not fit the context, the context can't be made (memory), or decoding
                 fails.
         """
         if not requests:
             return
-        fitted = [self._fitted(request) for request in requests]
-        parallel = min(self.parallel, len(fitted))
-        room = -(-max(len(r.prompt) + r.max_tokens for r in fitted) // 256) * 256
+        for request in requests:
+            self._check(request)
+        parallel = min(self.parallel, len(requests))
+        room = -(-max(len(r.prompt) + r.max_tokens for r in requests) // 256) * 256
         decoder = Decoder(self._new_context(parallel, room), parallel, room, self._fail)
         try:
-            for slot in run(decoder, fitted, parallel, partial(self._advance, decoder)):
+            for slot in run(decoder, requests, parallel, partial(self._advance, decoder)):
                 yield self._completion(slot)
         finally:
             decoder.free()
 
-    def _fitted(self, request: Request) -> Request:
-        """The request, cut to what the context leaves for its answer."""
+    def _check(self, request: Request) -> None:
+        """Whether prompt and answer fit the context."""
         length = len(request.prompt)
         if length == 0:
             raise RpamError(f"{self.path}: the prompt of {request.key} is empty.")
-        if self.context is None:
-            return request
-        if length >= self.context:
+        if self.context is not None and length + request.max_tokens > self.context:
             raise RpamError(
-                f"{self.path}: the prompt of {request.key} has {length} tokens, the context only {self.context}; "
-                "raise `context`."
+                f"{self.path}: the prompt of {request.key} has {length} tokens and its answer may have "
+                f"{request.max_tokens}, the context has only {self.context}; raise `context`, or lower `max_tokens`."
             )
-        return replace(request, max_tokens=min(request.max_tokens, self.context - length))
 
     def _fail(self, status: int) -> None:
         raise RpamError(f"{self.path}: llama.cpp failed to decode (status {status}; {_last_log_line()}).")

@@ -126,6 +126,9 @@ def _csv_rows(text: str, path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
 
 def _to_question(row: Mapping[str, Any], file: TaskFile, place: str, key: str) -> Question:
+    answer = row.get(file.answer)
+    if isinstance(answer, int | float) and not isinstance(answer, bool):
+        row = {**row, file.answer: str(answer)}
     for field in (file.question, file.answer):
         if not isinstance(row.get(field), str) or not row[field].strip():
             has = "" if field in row else f" (the fields are: {', '.join(row)})"

@@ -5,14 +5,38 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
-from quant.tasks.grader import Verdict, check_grader, grade
+from quant.tasks.grader import GRADER_VERSION, GRADERS, Verdict, check_grader, grade
 from quant.tasks.questions import Question
 from quant.tasks.workers import WORKERS
 from rpam_lite.errors import RpamError
+
+# Text, question, whether the text was cut off, whether the prompt had opened the think block -> verdict.
+Grade = Callable[[str, Question, bool, bool], Verdict]
+
+
+@dataclass(frozen=True)
+class Grading:
+    """How answers are graded.
+
+    Attributes:
+        grade: The grader.
+        tag: Changes when verdicts may; empty where nobody can tell, as with a user's own function.
+    """
+
+    grade: Grade
+    tag: str
+
+
+def _in_box(text: str, question: Question, truncated: bool, think_open: bool) -> Verdict:
+    return grade(text, question.answer, truncated, think_open)
+
+
+# The strict grader of labels and of the pipeline: an answer without a box is wrong.
+IN_BOX = Grading(_in_box, f"{GRADER_VERSION} box")
 
 
 @dataclass(frozen=True)
@@ -63,6 +87,12 @@ class Task:
         """Grade texts, each with its question and whether it was truncated, in several processes at once."""
         with ThreadPoolExecutor(WORKERS) as threads:
             return list(threads.map(lambda a: self.grade(a[0], a[1], a[2], think_open), answers))
+
+    @property
+    def grading(self) -> Grading:
+        """Its grader, as records are told it."""
+        tag = f"{GRADER_VERSION} {self.grader} {self.pattern} {self.fallback}" if self.grader in GRADERS else ""
+        return Grading(self.grade, tag)
 
     @property
     def digest(self) -> str:

@@ -102,30 +102,50 @@ def _flush(path: Path) -> None:
 
 
 def read_rows(path: Path) -> dict[str, dict[str, Any]]:
-    """Rows of a JSON-lines file by their `key`; none if it is absent. A last line that was cut off is dropped."""
-    return {row["key"]: row for row in _whole_rows(path)} if path.exists() else {}
+    """Rows of a JSON-lines file by their `key`; none if it is absent. Lines that are no whole row are passed over."""
+    rows = {}
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else ():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(row, dict) and "key" in row:
+            rows[row["key"]] = row
+    return rows
 
 
 def append_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Append rows to a JSON-lines file, each as soon as it comes; what is there stays, but for a line cut off."""
+    """Append rows to a JSON-lines file, each as soon as it comes; nothing that is there changes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and not path.read_bytes().endswith(b"\n"):
-        write_text(path, "".join(_line(row) for row in _whole_rows(path)))
+    cut_off = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
     with path.open("a", encoding="utf-8") as stream:
+        if cut_off:
+            stream.write("\n")
         for row in rows:
             stream.write(_line(row))
             stream.flush()
 
 
+@contextmanager
+def locked(path: Path, what: str) -> Iterator[None]:
+    """Hold a lock file for as long as something is worked on.
+
+    Args:
+        path: The lock file; it stays.
+        what: What is locked, for the error.
+
+    Raises:
+        RpamError: Another process holds it.
+    """
+    from filelock import FileLock, Timeout
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(path, timeout=0):
+            yield
+    except Timeout:
+        raise RpamError(f"{what}: another run works there; wait until it has ended, or stop it.") from None
+
+
 def _line(row: dict[str, Any]) -> str:
     return json.dumps(row, ensure_ascii=False) + "\n"
-
-
-def _whole_rows(path: Path) -> list[dict[str, Any]]:
-    rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows

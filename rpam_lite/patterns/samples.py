@@ -21,7 +21,7 @@ from quant.tasks.grader import GRADER_VERSION, grade
 from quant.tasks.questions import Question
 from rpam_lite.checkpoint.files import append_rows, write_text
 
-SAMPLE_VERSION = 1
+SAMPLE_VERSION = 2
 Row = dict[str, Any]
 
 
@@ -39,6 +39,7 @@ class Sampler:
         encode: Token ids of a text in the prompts' vocabulary, for an engine that tells none.
         begin: Called with the number of missing samples before they are drawn; what it returns is called
             after each.
+        think_open: Whether the prompts open the think block.
     """
 
     def __init__(
@@ -51,11 +52,12 @@ class Sampler:
         file: Path,
         encode: Callable[[str], tuple[int, ...]] = lambda text: (),
         begin: Callable[[int], Callable[[], None]] = lambda missing: lambda: None,
+        think_open: bool = False,
     ) -> None:
         self._open_engine, self._encode, self._begin = open_engine, encode, begin
         self._questions = {q.key: q for q in questions}
         self._prompts, self._sampling, self._max_tokens = prompts, sampling, max_tokens
-        self._file = file
+        self._file, self._think_open = file, think_open
         self._rows = _read(file)
         self._stack = ExitStack()
         self._engine: Engine | None = None
@@ -113,6 +115,7 @@ class Sampler:
                 "key": completion.key,
                 "question": question.key,
                 "prompt": prompt_hash(request),
+                "think_open": self._think_open,
                 "tokens": completion.generated,
                 "finish_reason": completion.finish_reason,
                 "text": completion.text,
@@ -131,7 +134,7 @@ class Sampler:
 
 
 def _grade_row(row: Row, answer: str) -> Row:
-    verdict = grade(row["text"], answer, truncated=row["finish_reason"] == "length")
+    verdict = grade(row["text"], answer, row["finish_reason"] == "length", row["think_open"])
     told = {"grader": GRADER_VERSION, "answer": answer, "correct": verdict.correct, "reason": verdict.reason}
     return row | told
 

@@ -47,9 +47,11 @@ def evaluate_models(
     _require_models(models)
     loaded = load_tasks(tasks)
     asked = settings.samples * sum(len(task.questions[:limit]) for task in loaded)
-    found = []
+    found: list[Evaluation] = []
     for model in models:
         engine = opened(model)
+        if any(run.name == engine.name for evaluation in found for run in evaluation.runs):
+            raise RpamError(f"two models are named {engine.name!r}; rename one, so that tables can tell them apart.")
         step = progress.start(f"measuring {engine.name}", asked)
         try:
             found.append(
@@ -122,8 +124,21 @@ def evaluate_in_harness(
         write_text(save, json.dumps(found, indent=2, default=str) + "\n")
 
 
+def check_wishes(long: str, short: str, plot: Path | None) -> None:
+    """What can be refused before anything is measured."""
+    from quant.plot import check_format
+
+    if bool(long) != bool(short):
+        raise RpamError("--long and --short: give both parents, or none.")
+    if plot is not None:
+        check_format(plot)
+
+
 def _require_models(models: Sequence[str]) -> None:
-    """Before tasks are loaded, which may take long."""
+    """Before tasks are loaded and models measured, which may take long."""
+    stems = [Path(model).stem for model in models if Path(model).is_file()]
+    if doubled := [stem for stem in stems if stems.count(stem) > 1]:
+        raise RpamError(f"two models are named {doubled[0]!r}; rename one, so that tables can tell them apart.")
     for model in models:
         if not model.startswith(("http://", "https://")) and not Path(model).exists():
             raise RpamError(f"{model}: no such model; give a GGUF file, a Hugging Face folder or a server's address.")
@@ -147,8 +162,6 @@ def tell(evaluation: Evaluation, long: str, short: str, curve: Sequence[str], pl
     evaluation.table()
     out, settings = console(), evaluation.settings
     parents = {name: _run(evaluation, name) for name in (long, short) if name}
-    if len(parents) == 1:
-        raise RpamError("--long and --short: give both parents, or none.")
     apart = {*parents, *curve}
     others = [run for run in evaluation.runs if run.name not in apart]
     if parents:
@@ -183,23 +196,13 @@ def _run(evaluation: Evaluation, name: str) -> ModelRun:
     )
 
 
-def grade_again(path: Path, tasks: Sequence[str]) -> Evaluation:
-    """Grade a saved evaluation by the graders as they are now, and write it back.
-
-    Args:
-        path: What `--save` wrote.
-        tasks: Where its tasks come from, in the names or files that it was made with.
-    """
+def grade_again(path: Path) -> Evaluation:
+    """Grade a saved evaluation by its graders as they are now, and write it back."""
     from quant.evaluation import graded_again, read_evaluation
     from quant.tables import console
-    from quant.tasks.benchmarks import benchmark_named
-    from quant.tasks.catalog import load_tasks
 
     evaluation = read_evaluation(path)
-    loaded = load_tasks(tasks or [name for name in evaluation.tasks if benchmark_named(name)])
-    if lone := evaluation.tasks.keys() - {task.name for task in loaded}:
-        raise RpamError(f"{path}: has answers to {min(lone)}; name that task's file with --tasks.")
-    again = graded_again(evaluation, loaded)
+    again = graded_again(evaluation)
     changed = sum(
         a.correct != b.correct
         for old, new in zip(evaluation.runs, again.runs, strict=True)

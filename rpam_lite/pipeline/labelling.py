@@ -54,7 +54,7 @@ def check_engine(run: Run) -> None:
 
 
 def draw_samples(
-    run: Run, questions: Sequence[Question], prompts: Mapping[str, tuple[int, ...]], rule: Rule
+    run: Run, questions: Sequence[Question], prompts: Mapping[str, tuple[int, ...]], think_open: bool, rule: Rule
 ) -> dict[str, dict[str, list[dict[str, Any]]]]:
     """Graded samples of both parents, by parent and question key; only what is missing is sampled."""
     from quant.engines import Sampling
@@ -86,6 +86,7 @@ def draw_samples(
                     sample_file(run, name),
                     _encoder(run),
                     partial(begin, name),
+                    think_open,
                 )
             )
             for name in fresh

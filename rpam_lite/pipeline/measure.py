@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 from rpam_lite.checkpoint.files import write_json
 from rpam_lite.pipeline.artefacts import exported_gguf, parent_gguf, quantized_gguf
 from rpam_lite.pipeline.stage import Run, identity, parent_folders
-from rpam_lite.pipeline.stages import donor_prompts
+from rpam_lite.pipeline.stages import donor_opens_think, donor_prompts
 
 if TYPE_CHECKING:
+    from quant.engines import Request
     from quant.records import Record
     from quant.statistics import Interval
     from quant.tasks.questions import Question
@@ -49,6 +50,15 @@ class Row:
     made_from: str = ""
 
 
+@dataclass(frozen=True)
+class Asking:
+    """The same for every row: questions, requests by key, and whether their prompts open the think block."""
+
+    questions: list[Question]
+    requests: dict[str, Request]
+    think_open: bool
+
+
 def rows(run: Run) -> list[Row]:
     """Long and Short, the scalar curve between them, and the merge at every quantization."""
     recipe = run.recipe
@@ -67,23 +77,23 @@ def rows(run: Run) -> list[Row]:
 def run_eval(run: Run) -> None:
     """Measure every row and write evaluation.json, the comparison with the scalar curve in it."""
     from quant.adaptivity import measure_adaptivity
+    from quant.asking import make_requests, missing
     from quant.frontier import gain_over_curve
     from quant.measures import by_question
     from quant.records import RECORD_VERSION
-    from quant.tasks.grader import GRADER_VERSION
     from quant.tasks.questions import load_questions
 
     settings, folder = run.recipe.eval, run.of("eval")
     questions = load_questions(settings.questions)
     prompts = donor_prompts(run, questions)
-    decoding = (settings.max_tokens, settings.parallel, run.recipe.engine_threads)
-    asked = json.dumps([RECORD_VERSION, GRADER_VERSION, identity(settings.questions), *decoding, *prompts.items()])
+    asked = json.dumps([RECORD_VERSION, settings.max_tokens])
     listed = rows(run)
     files = {row.name: folder / f"records-{_key(row, asked)}.jsonl" for row in listed}
-    if found := sum(_is_whole(file, len(questions)) for file in files.values()):
+    asking = Asking(questions, make_requests(questions, prompts, settings.max_tokens), donor_opens_think(run))
+    if found := sum(not missing(file, asking.requests) for file in files.values()):
         run.say(f"{found} of {len(listed)} models are measured already")
-    measured = {row.name: _measure(run, row, questions, prompts, files[row.name]) for row in listed}
-    for stale in {*folder.glob("records-*"), *folder.glob("scalar-*")} - set(files.values()):
+    measured = {row.name: _measure(run, row, asking, files[row.name]) for row in listed}
+    for stale in folder.glob("scalar-*"):
         stale.unlink()
     between = sorted((row for row in listed if row.weight is not None), key=lambda row: row.weight or 0.0)
     curve = [measured[row.name] for row in between]
@@ -106,32 +116,31 @@ def run_eval(run: Run) -> None:
     write_json(folder / "evaluation.json", {"version": 2, "questions": len(questions), "rows": results})
 
 
-def _measure(
-    run: Run, row: Row, questions: list[Question], prompts: dict[str, tuple[int, ...]], file: Path
-) -> list[Record]:
-    """The row's records, from its file if it is there."""
+def _measure(run: Run, row: Row, asking: Asking, file: Path) -> list[Record]:
+    """The row's records, from its file if they are there."""
+    from quant.asking import answer_questions, kept_records, missing
     from quant.engines.llama_cpp import LlamaCppEngine
-    from quant.records import answer_questions, read_records, sample_keys
 
+    if not (left := missing(file, asking.requests)):
+        return kept_records(file, asking.requests, asking.questions)
     settings = run.recipe.eval
-    there, keys = read_records(file), sample_keys(questions, 1)
-    if there.keys() >= set(keys):
-        return [there[key] for key in keys]
-    step = run.progress.start(f"measuring {row.name}", len(questions))
+    step = run.progress.start(f"measuring {row.name}", len(left))
     if row.make is not None:
         row.make()
     try:
         with LlamaCppEngine(row.file, settings.parallel, run.recipe.engine_threads) as engine:
             return answer_questions(
-                engine, questions, file, settings.max_tokens, prompts=prompts, on_record=partial(step, "")
+                engine,
+                asking.questions,
+                file,
+                settings.max_tokens,
+                prompts={r.key.rpartition("/")[0]: r.prompt for r in asking.requests.values()},
+                think_open=asking.think_open,
+                on_record=partial(step, ""),
             )
     finally:
         if row.make is not None:
             row.file.unlink(missing_ok=True)
-
-
-def _is_whole(file: Path, questions: int) -> bool:
-    return file.exists() and file.read_bytes().count(b"\n") == questions
 
 
 def _summary(row: Row, records: list[Record], long_think_tokens: int, seed: int) -> dict[str, Any]:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rpam_lite.checkpoint.files import write_json
-from rpam_lite.checkpoint.source import TensorSource
 from rpam_lite.errors import RpamError
 from rpam_lite.pipeline.stage import Run
 
 if TYPE_CHECKING:
     from export.gguf.write import GgufType
+    from rpam_lite.checkpoint.source import TensorSource
 
 # Beside some of the recipe's own questions.
 _TEXT = "<|im_start|>x<think>\n\n 12 é 漢 </think>"

@@ -35,7 +35,7 @@ def run_label(run: Run) -> None:
             write_gguf(source, donor.config, donor.folder, parent_gguf(run, name), recipe.export.type, name)
     prompts = donor_prompts(run, questions)
     rule = rule_of(settings.rule, settings.price)
-    found = draw_samples(run, questions, prompts, rule)
+    found = draw_samples(run, questions, prompts, donor_opens_think(run), rule)
     rows = label_questions(questions, prompts, found, rule, settings.samples, settings.max_tokens)
     counts = Counter(row["label"] for row in rows)
     run.say(f"{counts['long']} questions labelled long, {counts['short']} short, {counts[None]} dropped")
@@ -48,6 +48,14 @@ def donor_prompts(run: Run, questions: Sequence[Question]) -> dict[str, tuple[in
 
     with LlamaCppEngine(parent_gguf(run, run.recipe.merge.donor), threads=1) as engine:
         return {q.key: engine.chat_prompt(q.question) for q in questions}
+
+
+def donor_opens_think(run: Run) -> bool:
+    """Whether the donor's template ends in an open think block."""
+    from quant.engines.llama_cpp import LlamaCppEngine
+
+    with LlamaCppEngine(parent_gguf(run, run.recipe.merge.donor), threads=1) as engine:
+        return engine.opens_think
 
 
 def run_export(run: Run) -> None:

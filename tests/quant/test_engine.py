@@ -14,10 +14,11 @@ import pytest
 import torch
 
 from export.gguf.write import write_gguf
+from quant.asking import answer_questions
 from quant.engines import Request, Sampling
 from quant.engines.llama_cpp import LlamaCppEngine
 from quant.gguf import Settings, quantization_types, quantize
-from quant.records import Record, answer_questions, read_records, think_block
+from quant.records import Record, read_records, think_block
 from quant.summary import summarize, summarize_by_level
 from quant.tasks.questions import Question
 from rpam_lite.checkpoint.source import CheckpointSource
@@ -104,12 +105,14 @@ def test_log_probabilities_are_those_of_the_logits(model: Path) -> None:
     assert done.seconds > 0
 
 
-def test_the_context_limits_an_answer_and_refuses_a_prompt(model: Path) -> None:
+def test_what_does_not_fit_the_context_is_refused(model: Path) -> None:
     with LlamaCppEngine(model, 2, threads=1, context=32) as engine:
-        (done,) = engine.generate([Request("a", tuple(range(10, 30)), 100)])
+        (done,) = engine.generate([Request("a", tuple(range(10, 30)), 12)])
         assert done.generated <= 12
-        with pytest.raises(RpamError, match="the prompt of b has 32 tokens, the context only 32; raise `context`"):
-            list(engine.generate([Request("b", tuple(range(10, 42)), 100)]))
+        with pytest.raises(RpamError, match="20 tokens and its answer may have 13, the context has only 32"):
+            list(engine.generate([Request("b", tuple(range(10, 30)), 13)]))
+        with pytest.raises(RpamError, match="the prompt of c is empty"):
+            list(engine.generate([Request("c", (), 13)]))
 
 
 def test_greedy_equals_llama_cpp_pythons_own_loop(model: Path) -> None:
@@ -186,8 +189,8 @@ def test_evaluate_goes_on_where_it_stopped(model: Path, tmp_path: Path) -> None:
         two = answer_questions(engine, questions, file, 12, samples=2, on_record=lambda: made.append(2))
     assert made == [1] * 3 + [2] * 6
     assert [r.key for r in two[:3]] == ["0/0", "0/1", "1/0"]
-    file.write_text(file.read_text(encoding="utf-8").replace('"version": 3', '"version": 2'), encoding="utf-8")
-    with pytest.raises(RpamError, match="are of version 2, this release reads 3"):
+    file.write_text(file.read_text(encoding="utf-8").replace('"version": 4', '"version": 2'), encoding="utf-8")
+    with pytest.raises(RpamError, match="are of version 2, this release reads 4"):
         read_records(file)
     assert [r.question for r in whole] == [q.key for q in questions]
     summary = summarize(whole, 8)
@@ -210,6 +213,11 @@ def test_evaluate_goes_on_where_it_stopped(model: Path, tmp_path: Path) -> None:
 )
 def test_think_block(pieces: list[str], count: int, block: str) -> None:
     assert think_block([p.encode() for p in pieces]) == (count, block)
+
+
+def test_a_think_block_that_the_prompt_opened_may_stay_open() -> None:
+    assert think_block([b"a", b"b", b"c"], opened=True) == (3, "open")
+    assert think_block([b"a", b"b", b"</think>"], opened=True) == (2, "closed")
 
 
 def test_length_is_told_apart_by_what_became_of_the_think_block() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +16,7 @@ from quant.engines import Completion, Request
 from quant.evaluation import graded_again, joined
 from quant.plot import frontier
 from quant.records import read_records
-from quant.tasks.catalog import load_tasks
+from quant.tasks.questions import TaskFile
 from rpam_lite.errors import RpamError
 
 GREEDY = Sampling()
@@ -129,26 +131,89 @@ def test_saved_and_read_it_is_the_same(task: Path, tmp_path: Path) -> None:
         read_evaluation(tmp_path / "evaluation.json")
 
 
-def test_answers_are_graded_again_without_generating(task: Path, tmp_path: Path) -> None:
-    model = Scripted("a", 18, 3)
-    result = evaluate(model, [task], sampling=GREEDY, records=tmp_path / "records")
-    lines = task.read_text(encoding="utf-8").splitlines()
-    task.write_text(
-        "\n".join([json.dumps({"question": "What is 0 + 1?", "answer": "7"}), *lines[1:]]), encoding="utf-8"
-    )
-    again = graded_again(result, load_tasks([task]))
-    assert [r.correct for r in result.runs[0].records["sums"]][:2] == [True, True]
-    assert [r.correct for r in again.runs[0].records["sums"]][:2] == [False, True]
-    # Verdicts of an older grader in the records are brought up to date too.
-    (file,) = (tmp_path / "records").glob("*/*.jsonl")
-    text = file.read_text(encoding="utf-8")
-    version = f'"grader": {next(iter(read_records(file).values())).grader}'
-    file.write_text(
-        text.replace('"correct": true', '"correct": false').replace(version, '"grader": 0'), encoding="utf-8"
-    )
-    task.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    assert evaluate(model, [task], sampling=GREEDY, records=tmp_path / "records") == result
+def with_answers(task: Path, answers: dict[int, object]) -> None:
+    rows = [json.loads(line) for line in task.read_text(encoding="utf-8").splitlines()]
+    for number, answer in answers.items():
+        rows[number]["answer"] = answer
+    task.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def test_verdicts_follow_gold_answers_and_graders_without_generating(task: Path, tmp_path: Path) -> None:
+    model, records = Scripted("a", 18, 3), tmp_path / "records"
+
+    def verdicts(file: Path | TaskFile) -> list[bool]:
+        result = evaluate(model, [file], sampling=GREEDY, records=records)
+        return [record.correct for record in result.runs[0].records["sums"]]
+
+    assert verdicts(task) == [True] * 18 + [False] * 2
+    with_answers(task, {0: "7"})
+    assert verdicts(task) == [False] + [True] * 17 + [False] * 2
+    with_answers(task, {0: "1"})
+    assert verdicts(TaskFile(task, grader="regex", pattern="(never)")) == [False] * 20
+    assert verdicts(task) == [True] * 18 + [False] * 2
     assert len(model.asked) == 20
+
+
+def test_a_saved_evaluation_is_graded_again_by_its_own_grader(task: Path, tmp_path: Path) -> None:
+    model = Scripted("a", 18, 3)
+    strict = TaskFile(task, grader="regex", pattern=r"boxed\{(1\d)\}")
+    result = evaluate(model, [strict], sampling=GREEDY, records=tmp_path / "records")
+    assert sum(r.correct for r in result.runs[0].records["sums"]) == 9
+    wrong = [replace(r, correct=not r.correct) for r in result.runs[0].records["sums"]]
+    spoilt = replace(result, runs=(replace(result.runs[0], records={"sums": wrong}),))
+    spoilt.save(tmp_path / "evaluation.json")
+    task.unlink()
+    again = graded_again(read_evaluation(tmp_path / "evaluation.json"))
+    assert [r.correct for r in again.runs[0].records["sums"]] == [r.correct for r in result.runs[0].records["sums"]]
+
+
+def test_a_changed_question_alone_is_asked_again(task: Path, tmp_path: Path) -> None:
+    model = Scripted("a", 18, 3)
+    evaluate(model, [task], sampling=GREEDY, records=tmp_path / "records")
+    text = task.read_text(encoding="utf-8").replace("What is 3 + 1?", "What is 3 + 1, please?")
+    task.write_text(text + json.dumps({"question": "What is 20 + 1?", "answer": 21}) + "\n", encoding="utf-8")
+    result = evaluate(model, [task], sampling=GREEDY, records=tmp_path / "records")
+    assert [r.key for r in model.asked[20:]] == ["4/0", "21/0"]
+    assert len(result.runs[0].records["sums"]) == 21
+
+
+def test_a_damaged_line_is_asked_again_and_nothing_else(task: Path, tmp_path: Path) -> None:
+    model = Scripted("a", 18, 3)
+    evaluate(model, [task], sampling=GREEDY, records=tmp_path / "records")
+    (file,) = (tmp_path / "records").glob("*/*.jsonl")
+    lines = file.read_text(encoding="utf-8").splitlines()
+    lines[2] = lines[2][:50]
+    file.write_text("\n".join(lines)[:-30], encoding="utf-8")
+    evaluate(model, [task], sampling=GREEDY, records=tmp_path / "records")
+    assert [r.key for r in model.asked[20:]] == ["3/0", "20/0"]
+    assert len(read_records(file)) == 20
+
+
+def test_two_runs_do_not_write_one_file(task: Path, tmp_path: Path) -> None:
+    class Nested(Scripted):
+        def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
+            with pytest.raises(RpamError, match=r"sums-\w+\.jsonl: another run works there; wait"):
+                evaluate(Scripted("a", 18, 3), [task], sampling=GREEDY, records=tmp_path / "records")
+            yield from super().generate(requests)
+
+    result = evaluate(Nested("a", 18, 3), [task], sampling=GREEDY, records=tmp_path / "records")
+    assert len(result.runs[0].records["sums"]) == 20
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"samples": 0}, "samples=0: must be at least 1"),
+        ({"limit": -1}, "limit=-1: must be at least 1"),
+        ({"max_tokens": 0}, "max_tokens=0: must be at least 1"),
+        ({"filed_as": "../x"}, "filed_as='../x': must be a plain name"),
+        ({"tasks": []}, "give at least one of each"),
+        ({"tasks": "sums.jsonl"}, "as lists; tasks are 'sums.jsonl'"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(task: Path, tmp_path: Path, given: dict[str, Any], message: str) -> None:
+    with pytest.raises(RpamError, match=message):
+        evaluate(Scripted("a", 1, 1), **{"tasks": [task], "records": tmp_path / "records"} | given)
 
 
 def test_against_interpolation_at_equal_tokens(task: Path, tmp_path: Path) -> None:

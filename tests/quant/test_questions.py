@@ -24,7 +24,7 @@ def test_lines_become_questions(tmp_path: Path) -> None:
         ("{broken", "line 2: is not valid JSON"),
         ("[1]", "line 2: is not a JSON object"),
         ('{"answer": "2"}', "line 2: `question` is None"),
-        ('{"question": "x?", "answer": 2}', "line 2: `answer` is 2"),
+        ('{"question": "x?", "answer": [2]}', "line 2: `answer` is [2]"),
         ('{"question": "x?", "answer": " "}', "line 2: `answer` is ' '"),
         ('{"question": "x?", "answer": "2", "level": "hard"}', "line 2: `level` is 'hard'"),
         ('{"question": "x?", "answer": "2}{"}', "line 2: the answer '2}{' can't be graded"),

@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 
 from export.gguf.write import write_gguf
+from quant.asking import answer_questions
 from quant.comparison import compare_runs
 from quant.engines import Completion, Engine, Request
 from quant.engines.llama_cpp import LlamaCppEngine
 from quant.evaluation import ModelRun, Settings
 from quant.measures import by_question, require_same_questions
-from quant.records import Record, answer_questions, to_record
+from quant.records import Record, to_record
 from quant.siblings import (
     CarEngine,
     Gate,
