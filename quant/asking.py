@@ -72,7 +72,7 @@ def answer_questions(
     prompts: Mapping[str, tuple[int, ...]] | None = None,
     think_open: bool = False,
     grading: Grading = IN_BOX,
-    on_record: Callable[[], None] = lambda: None,
+    on_record: Callable[[Record], None] = lambda record: None,
 ) -> list[Record]:
     """Answer every question `samples` times and grade the answers; what the file has already is not asked again.
 
@@ -86,7 +86,7 @@ def answer_questions(
         prompts: Token ids by question key, where they shall not come from the engine's own template;
         think_open: with them, whether they open the think block.
         grading: The grader.
-        on_record: Called after each new completion.
+        on_record: Called with each new record, when it is kept.
 
     Returns:
         Records in the order of `questions`, the samples of one together.
@@ -106,7 +106,7 @@ def answer_questions(
             record = to_record(completion, by_key[completion.key.rpartition("/")[0]], grading, think_open)
             how = {**asdict(request.sampling), "max_tokens": max_tokens}
             yield asdict(replace(record, prompt=prompt_hash(request), engine=engine.identity, sampling=how))
-            on_record()
+            on_record(record)
 
     with locked(file.with_name(file.name + ".lock"), str(file)):
         append_rows(file, graded(missing(file, requests)))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,16 +48,25 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Every model's place, and differences of pairs."""
+    """Models compared.
+
+    Attributes:
+        points: Every model's place.
+        differences: Of pairs.
+        above: Places against plain interpolation at equal tokens, by model and task, where asked for.
+    """
 
     points: tuple[Point, ...]
     differences: tuple[Difference, ...]
+    above: Mapping[str, Mapping[str, Gain]] = field(default_factory=dict)
 
     def table(self) -> None:
-        """Print the differences."""
-        from quant.tables import comparison_table, console
+        """Print the differences, and the places against interpolation."""
+        from quant.tables import comparison_table, console, curve_table
 
         console().print(comparison_table(self))
+        if self.above:
+            console().print(curve_table(self.above))
 
     def plot(self, path: str | Path) -> None:
         """Draw accuracy against tokens, one panel a task; the format follows the file's ending."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,11 +52,20 @@ class Settings:
 
 @dataclass(frozen=True)
 class ModelRun:
-    """One model's records by task, in the order of the questions, the samples of one together."""
+    """One model's answers.
+
+    Attributes:
+        name: Of the model.
+        identity: Of its engine.
+        records: By task, in the order of the questions, the samples of one together.
+        speed: Generated tokens per second of wall time by task, of what was generated in this run; without the
+            tasks whose records were all there.
+    """
 
     name: str
     identity: str
     records: Mapping[str, Sequence[Record]]
+    speed: Mapping[str, float] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)
@@ -118,20 +127,31 @@ class Evaluation:
         ]
         return pandas.DataFrame(rows)
 
-    def compare(self, other: Evaluation | None = None) -> Comparison:
-        """Pairs of models: all within this evaluation; or each of `other` against each of this one.
+    def compare(self, other: Evaluation | None = None, curve: Sequence[str] = ()) -> Comparison:
+        """Pairs of models, and their places against plain interpolation.
+
+        Args:
+            other: Each of its models is compared with each of this one; if None, all within this one are.
+            curve: Names of interpolations in order of lambda, the Short and the Long parent as its ends: all
+                models that are not among them are compared with this curve at equal tokens.
 
         Raises:
-            RpamError: They were not asked the same questions in the same way.
+            RpamError: They were not asked the same questions in the same way, or there is no model of such a name.
         """
-        from quant.comparison import compare_runs
+        from quant.comparison import compare_runs, compare_to_curve
 
-        if other is None:
-            pairs = [(a, b) for i, a in enumerate(self.runs) for b in self.runs[i + 1 :]]
-            return compare_runs(self.runs, pairs, self.settings)
-        _require_asked_alike(self, other)
-        pairs = [(a, b) for a in self.runs for b in other.runs]
-        return compare_runs((*self.runs, *other.runs), pairs, self.settings)
+        runs = self.runs
+        pairs = [(a, b) for i, a in enumerate(runs) for b in runs[i + 1 :]]
+        if other is not None:
+            _require_asked_alike(self, other)
+            runs = (*self.runs, *other.runs)
+            pairs = [(a, b) for a in self.runs for b in other.runs]
+        found = compare_runs(runs, pairs, self.settings)
+        if not curve:
+            return found
+        between = [run_named(runs, name) for name in curve]
+        above = {run.name: compare_to_curve(run, between, self.settings) for run in runs if run.name not in curve}
+        return replace(found, above=above)
 
     def save(self, path: str | Path) -> None:
         """Write everything, records too, as one JSON file that `read_evaluation` reads."""
@@ -139,6 +159,7 @@ class Evaluation:
             {
                 "name": run.name,
                 "identity": run.identity,
+                "speed": dict(run.speed),
                 "records": {t: [asdict(r) for r in records] for t, records in run.records.items()},
             }
             for run in self.runs
@@ -159,7 +180,12 @@ def read_evaluation(path: str | Path) -> Evaluation:
         raise RpamError(f"{path}: is no evaluation of version {EVALUATION_VERSION}; evaluate again.")
     try:
         runs = (
-            ModelRun(r["name"], r["identity"], {t: [Record(**row) for row in rows] for t, rows in r["records"].items()})
+            ModelRun(
+                r["name"],
+                r["identity"],
+                {t: [Record(**row) for row in rows] for t, rows in r["records"].items()},
+                r["speed"],
+            )
             for r in told["runs"]
         )
         settings = Settings(**{**told["settings"], "sampling": Sampling(**told["settings"]["sampling"])})
@@ -217,10 +243,17 @@ def evaluate(
     loaded = load_tasks(tasks)
     runs = []
     for engine in engines:
-        found = {}
+        found, speed = {}, {}
         for task in loaded:
             folder = filed_as or f"{engine.name}-{engine.identity}".replace("/", "-")
             file = Path(records) / folder / _file_name(task, settings)
+            began, generated = time.monotonic(), 0
+
+            def count(record: Record, task: Task = task) -> None:
+                nonlocal generated
+                generated += record.tokens
+                on_record(engine.name, task.name)  # noqa: B023 - called within its turn
+
             found[task.name] = answer_questions(
                 engine,
                 task.questions[:limit],
@@ -229,9 +262,11 @@ def evaluate(
                 samples,
                 sampling,
                 grading=task.grading,
-                on_record=partial(on_record, engine.name, task.name),
+                on_record=count,
             )
-        runs.append(ModelRun(engine.name, engine.identity, found))
+            if generated:
+                speed[task.name] = generated / (time.monotonic() - began)
+        runs.append(ModelRun(engine.name, engine.identity, found, speed))
     asked = {t.name: Asked(t.source, t.digest, limit, t.grader, t.pattern, t.fallback) for t in loaded}
     return Evaluation(tuple(runs), asked, settings)
 
@@ -263,6 +298,18 @@ def graded_again(evaluation: Evaluation) -> Evaluation:
         replace(run, records={task: again(task, rows) for task, rows in run.records.items()}) for run in evaluation.runs
     )
     return replace(evaluation, runs=runs)
+
+
+def run_named(runs: Sequence[ModelRun], name: str) -> ModelRun:
+    """The run of a model.
+
+    Raises:
+        RpamError: There is none of that name.
+    """
+    for run in runs:
+        if run.name == name:
+            return run
+    raise RpamError(f"{name}: no model of that name was measured; there are {', '.join(r.name for r in runs)}.")
 
 
 def _require_own_names(names: Sequence[str]) -> None:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from quant.measures import by_question, measure
-from quant.statistics import Interval
+from quant.measures import accuracy_within, budget_area, by_question, measure
+from quant.statistics import Interval, interval
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from quant.comparison import Comparison
     from quant.evaluation import Evaluation
@@ -31,7 +31,15 @@ def results_table(evaluation: Evaluation) -> Table:
     passes = ["pass@1", *([f"pass@{samples}"] if samples > 1 else [])]
     for column in ("task", "model"):
         table.add_column(column, overflow="fold")
-    for column in (*(f"{name}, %" for name in passes), "tokens", "of right", "think", "unclosed, %", "cut off, %"):
+    for column in (
+        *(f"{name}, %" for name in passes),
+        "tokens",
+        "of right",
+        "think",
+        "unclosed, %",
+        "cut off, %",
+        "tokens/s",
+    ):
         table.add_column(column, justify="right")
     for task in evaluation.tasks:
         for run in evaluation.runs:
@@ -44,7 +52,29 @@ def results_table(evaluation: Evaluation) -> Table:
                 f"{found['correct_tokens'].value:.0f}",
                 f"{found['think_tokens'].value:.0f}",
                 *(f"{100 * found[name].value:.1f}" for name in ("block_open", "truncated")),
+                f"{run.speed[task]:.0f}" if task in run.speed else "",
             )
+    return table
+
+
+def budget_table(evaluation: Evaluation, budgets: Sequence[int]) -> Table:
+    """Accuracy that counts only right answers within a budget of generated tokens, and the area under it.
+
+    The area goes over all budgets up to the largest of `budgets`, as a share of it.
+    """
+    table = Table(title="pass@1 within a budget of tokens, %; 95 % intervals", show_edge=False)
+    for column in ("task", "model"):
+        table.add_column(column, overflow="fold")
+    for column in (*(f"{budget} tokens" for budget in budgets), "area"):
+        table.add_column(column, justify="right")
+    seed = evaluation.settings.sampling.seed
+    for task in evaluation.tasks:
+        for run in evaluation.runs:
+            answers = by_question(run.records[task])
+            within = accuracy_within(answers, budgets)
+            cells = [percent(interval(within[:, i], seed=seed)) for i in range(len(budgets))]
+            area = interval(budget_area(answers, max(budgets)), seed=seed)
+            table.add_row(task, run.name, *cells, f"{area.value:.3f} ({area.low:.3f} to {area.high:.3f})")
     return table
 
 

@@ -225,6 +225,15 @@ def eval_command(
     long: Annotated[str, typer.Option(help="which of the models is the Long parent: measures of adaptivity")] = "",
     short: Annotated[str, typer.Option(help="which is the Short parent")] = "",
     curve: Annotated[list[str] | None, typer.Option(help="interpolations in order of lambda; repeatable")] = None,
+    budget: Annotated[list[int] | None, typer.Option(min=1, help="accuracy within so many tokens; repeatable")] = None,
+    question_field: Annotated[str, typer.Option(help="of question files")] = "question",
+    answer_field: Annotated[str, typer.Option(help="of question files")] = "answer",
+    level_field: Annotated[str, typer.Option(help="of question files")] = "level",
+    grader: Annotated[
+        str, typer.Option(help="of question files: math, exact, choice, regex or package.module:function")
+    ] = "math",
+    pattern: Annotated[str, typer.Option(help="with --grader regex: its first group is the answer")] = "",
+    instruction: Annotated[str, typer.Option(help="of question files: put behind every question")] = "",
     records: Annotated[Path, typer.Option(help="folder of the records; a run goes on from there")] = Path("records"),
     filed_as: Annotated[str, typer.Option(help="go on with the records of this name, on another engine")] = "",
     lm_eval: Annotated[bool, typer.Option("--lm-eval", help="tasks of EleutherAI's harness, run by it")] = False,
@@ -242,12 +251,11 @@ def eval_command(
         _refuse_others(context_, {"models", "runs"}, "a recipe")
         _with_run(Path(models[0]), runs, partial(run_one, "eval"))
         return
-    from rpam_lite.pipeline.evaluating import check_wishes
-
-    check_wishes(long, short, plot)
     from quant import Sampling, load
     from quant.evaluation import Settings
-    from rpam_lite.pipeline.evaluating import evaluate_in_harness, evaluate_models, tell
+    from rpam_lite.pipeline.evaluating import check_wishes, evaluate_in_harness, evaluate_models, named_tasks, tell
+
+    check_wishes(long, short, plot)
 
     if bits not in (4, 8, 16, 32):
         raise RpamError(f"--bits {bits}: must be 4, 8, 16 or 32.")
@@ -267,10 +275,11 @@ def eval_command(
         return
     settings = Settings(samples, Sampling(temperature, top_p, top_k, seed), max_tokens or 4096, long_think_tokens)
     with progress_bars() as bars:
-        evaluation = evaluate_models(models, opened, tasks, settings, limit, records, filed_as, bars)
+        files = named_tasks(tasks, (question_field, answer_field, level_field), grader, pattern, instruction)
+        evaluation = evaluate_models(models, opened, files, settings, limit, records, filed_as, bars)
     if save is not None:
         evaluation.save(save)
-    tell(evaluation, long, short, curve or [], plot)
+    tell(evaluation, long, short, curve or [], budget or [], plot)
 
 
 def _refuse_others(context: typer.Context, read: Collection[str], what: str) -> None:

@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from quant import Evaluation
     from quant.engines import Engine
     from quant.evaluation import ModelRun, Settings
+    from quant.statistics import Interval
+    from quant.tasks.questions import TaskFile
 
 
 def evaluate_models(
     models: Sequence[str],
     opened: Callable[[str], Engine],
-    tasks: Sequence[str],
+    tasks: Sequence[str | TaskFile],
     settings: Settings,
     limit: int | None,
     records: Path,
@@ -124,6 +126,30 @@ def evaluate_in_harness(
         write_text(save, json.dumps(found, indent=2, default=str) + "\n")
 
 
+def named_tasks(
+    tasks: Sequence[str], fields: tuple[str, str, str], grader: str, pattern: str, instruction: str
+) -> list[str | TaskFile]:
+    """Tasks with the fields and the grader of those that are files.
+
+    Args:
+        tasks: Names of the catalogue, or files.
+        fields: Of the question, the answer and the level.
+        grader: As in `quant.tasks.questions.TaskFile`, like
+        pattern: and
+        instruction: this.
+    """
+    from quant.tasks.benchmarks import benchmark_named
+    from quant.tasks.questions import TaskFile
+
+    question, answer, level = fields
+    found: list[str | TaskFile] = []
+    for task in tasks:
+        is_file = benchmark_named(task.partition("@")[0]) is None and Path(task).is_file()
+        file = TaskFile(Path(task), question, answer, level, grader, pattern, instruction)
+        found.append(file if is_file else task)
+    return found
+
+
 def check_wishes(long: str, short: str, plot: Path | None) -> None:
     """What can be refused before anything is measured."""
     from quant.plot import check_format
@@ -144,7 +170,9 @@ def _require_models(models: Sequence[str]) -> None:
             raise RpamError(f"{model}: no such model; give a GGUF file, a Hugging Face folder or a server's address.")
 
 
-def tell(evaluation: Evaluation, long: str, short: str, curve: Sequence[str], plot: Path | None) -> None:
+def tell(
+    evaluation: Evaluation, long: str, short: str, curve: Sequence[str], budgets: Sequence[int], plot: Path | None
+) -> None:
     """Print the tables of an evaluation.
 
     Args:
@@ -152,48 +180,60 @@ def tell(evaluation: Evaluation, long: str, short: str, curve: Sequence[str], pl
         long: Name of the Long parent among its models, and
         short: of the Short one, for the measures of adaptivity; empty to leave them out.
         curve: Names of interpolations in order of lambda, for the comparison at equal tokens.
+        budgets: Of generated tokens, for accuracy within them.
         plot: Where to draw accuracy against tokens.
     """
-    from quant.adaptivity import measure_adaptivity
-    from quant.comparison import compare_to_curve
-    from quant.measures import by_question
-    from quant.tables import adaptivity_table, console, curve_table
+    from quant.evaluation import run_named
+    from quant.tables import adaptivity_table, budget_table, console, curve_table
 
     evaluation.table()
-    out, settings = console(), evaluation.settings
-    parents = {name: _run(evaluation, name) for name in (long, short) if name}
-    apart = {*parents, *curve}
-    others = [run for run in evaluation.runs if run.name not in apart]
-    if parents:
-        found = {
-            run.name: {
-                task: measure_adaptivity(
-                    by_question(rows),
-                    by_question(parents[short].records[task]),
-                    by_question(parents[long].records[task]),
-                    settings.long_think_tokens,
-                    seed=settings.sampling.seed,
-                )
-                for task, rows in run.records.items()
-            }
-            for run in others
-        }
-        out.print(adaptivity_table(found))
+    out = console()
+    if budgets:
+        out.print(budget_table(evaluation, sorted(budgets)))
+    others = [run for run in evaluation.runs if run.name not in {long, short, *curve}]
+    if long:
+        parents = run_named(evaluation.runs, long), run_named(evaluation.runs, short)
+        out.print(adaptivity_table({run.name: _adaptivity(run, *parents, evaluation.settings) for run in others}))
+        _tell_macro_ratio(others, parents[0])
     if curve:
-        between = [_run(evaluation, name) for name in curve]
-        out.print(curve_table({run.name: compare_to_curve(run, between, settings) for run in others}))
+        out.print(curve_table(evaluation.compare(curve=curve).above))
     if plot is not None:
         evaluation.compare().plot(plot)
         out.print(f"drawn: {plot}", markup=False)
 
 
-def _run(evaluation: Evaluation, name: str) -> ModelRun:
-    for run in evaluation.runs:
-        if run.name == name:
-            return run
-    raise RpamError(
-        f"{name}: no model of that name was measured; there are {', '.join(r.name for r in evaluation.runs)}."
-    )
+def _adaptivity(run: ModelRun, long: ModelRun, short: ModelRun, settings: Settings) -> dict[str, dict[str, Interval]]:
+    """Measures of adaptivity by task, the share of long answers by level among them."""
+    from quant.adaptivity import long_share, measure_adaptivity
+    from quant.measures import by_question
+    from quant.statistics import interval
+
+    found = {}
+    for task, rows in run.records.items():
+        answers, of_short, of_long = (
+            by_question(rows),
+            by_question(short.records[task]),
+            by_question(long.records[task]),
+        )
+        tokens, seed = settings.long_think_tokens, settings.sampling.seed
+        found[task] = measure_adaptivity(answers, of_short, of_long, tokens, seed=seed)
+        share = long_share(answers, tokens)
+        for level in sorted(set(answers.levels.tolist())):
+            found[task][f"long answers, level {level}"] = interval(share[answers.levels == level], seed=seed)
+    return found
+
+
+def _tell_macro_ratio(runs: Sequence[ModelRun], long: ModelRun) -> None:
+    """The mean over tasks of length ratios, where there are several tasks."""
+    from quant.adaptivity import macro_length_ratio
+    from quant.measures import by_question
+    from quant.tables import console
+
+    for run in runs if len(long.records) > 1 else ():
+        answers = {t: (by_question(rows), by_question(long.records[t])) for t, rows in run.records.items()}
+        console().print(
+            f"{run.name}: {macro_length_ratio(answers):.3f} of Long's tokens, mean over tasks", markup=False
+        )
 
 
 def grade_again(path: Path) -> Evaluation:

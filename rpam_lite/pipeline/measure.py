@@ -136,7 +136,7 @@ def _measure(run: Run, row: Row, asking: Asking, file: Path) -> list[Record]:
                 settings.max_tokens,
                 prompts={r.key.rpartition("/")[0]: r.prompt for r in asking.requests.values()},
                 think_open=asking.think_open,
-                on_record=partial(step, ""),
+                on_record=lambda record: step(""),
             )
     finally:
         if row.make is not None:

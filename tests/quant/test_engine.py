@@ -183,10 +183,10 @@ def test_evaluate_goes_on_where_it_stopped(model: Path, tmp_path: Path) -> None:
         lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
         file.write_text("".join(lines[:3]) + lines[3][:20], encoding="utf-8")
         made = []
-        again = answer_questions(engine, questions, file, 12, on_record=lambda: made.append(1))
+        again = answer_questions(engine, questions, file, 12, on_record=lambda record: made.append(1))
         assert [replace(r, seconds=0) for r in again] == [replace(r, seconds=0) for r in whole]
         assert len(made) == 3
-        two = answer_questions(engine, questions, file, 12, samples=2, on_record=lambda: made.append(2))
+        two = answer_questions(engine, questions, file, 12, samples=2, on_record=lambda record: made.append(2))
     assert made == [1] * 3 + [2] * 6
     assert [r.key for r in two[:3]] == ["0/0", "0/1", "1/0"]
     file.write_text(file.read_text(encoding="utf-8").replace('"version": 4', '"version": 2'), encoding="utf-8")

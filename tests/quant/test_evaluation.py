@@ -16,6 +16,7 @@ from quant.engines import Completion, Request
 from quant.evaluation import graded_again, joined
 from quant.plot import frontier
 from quant.records import read_records
+from quant.tables import budget_table, console
 from quant.tasks.questions import TaskFile
 from rpam_lite.errors import RpamError
 
@@ -75,7 +76,10 @@ def test_models_are_compared_on_the_same_questions(
     assert (cheap.accuracy.value, cheap.tokens.value) == (0.5, 7)
     assert [p.model for p in frontier(comparison.points)] == ["cheap", "good"]
     result.table()
+    console().print(budget_table(result, [7, 34]))
     printed = capsys.readouterr().out
+    assert "0.0 (0.0 to 0.0)" in printed  # nothing of the good one within 7 tokens
+    assert all(run.speed["sums"] > 0 for run in result.runs)
     assert "90.0 (" in printed
     assert "+40.0 (" in printed
     comparison.plot(tmp_path / "pareto.png")
@@ -221,6 +225,9 @@ def test_against_interpolation_at_equal_tokens(task: Path, tmp_path: Path) -> No
     result = evaluate(models, [task], sampling=GREEDY, records=tmp_path / "records")
     merge, *curve = result.runs
     gain = compare_to_curve(merge, curve, result.settings)["sums"]
+    assert result.compare(curve=["short", "middle", "long"]).above == {"merge": {"sums": gain}}
+    with pytest.raises(RpamError, match="large: no model of that name was measured; there are merge, short"):
+        result.compare(curve=["short", "large"])
     assert (gain.accuracy, gain.curve_accuracy) == pytest.approx((0.8, 0.5))
     assert gain.low < 0.3 < gain.high
 
