@@ -217,10 +217,22 @@ class Ollama(_Section):
     system: str = Field("", description="system prompt; none where empty")
 
 
+class Fields(_Section):
+    """Names of the fields of a question file."""
+
+    question: str = "question"
+    answer: str = "answer"
+    level: str = "level"
+
+
 class Eval(_Section):
     """Measurement in llama.cpp on held-out questions, greedy."""
 
     questions: Path
+    fields: Fields = Field(Fields(), description="names of its fields")
+    grader: str = Field("math", description="math, exact, choice, regex, or package.module:function")
+    pattern: str = Field("", description="of `grader: regex`: its first group is the answer")
+    instruction: str = Field("", description="put behind every question")
     max_tokens: Positive = 4096
     parallel: Positive = 16
     scalar_curve: tuple[Share, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)

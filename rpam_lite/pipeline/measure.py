@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from quant.records import Record
     from quant.statistics import Interval
     from quant.tasks.questions import Question
+    from quant.tasks.task import Grading
 
 LONG, SHORT = "Long", "Short"
 
@@ -52,11 +53,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Asking:
-    """The same for every row: questions, requests by key, and whether their prompts open the think block."""
+    """The same for every row: questions, requests by key, whether their prompts open the think block, the grader."""
 
     questions: list[Question]
     requests: dict[str, Request]
     think_open: bool
+    grading: Grading
 
 
 def rows(run: Run) -> list[Row]:
@@ -81,15 +83,21 @@ def run_eval(run: Run) -> None:
     from quant.frontier import gain_over_curve
     from quant.measures import by_question
     from quant.records import RECORD_VERSION
-    from quant.tasks.questions import load_questions
+    from quant.tasks.questions import read_task_file
+    from quant.tasks.task import Task
+    from rpam_lite.preflight.questions import eval_file
 
     settings, folder = run.recipe.eval, run.of("eval")
-    questions = load_questions(settings.questions)
+    questions = read_task_file(eval_file(run.recipe))
     prompts = donor_prompts(run, questions)
     asked = json.dumps([RECORD_VERSION, settings.max_tokens])
     listed = rows(run)
     files = {row.name: folder / f"records-{_key(row, asked)}.jsonl" for row in listed}
-    asking = Asking(questions, make_requests(questions, prompts, settings.max_tokens), donor_opens_think(run))
+    # Strict, as labels are: an answer without a box is wrong.
+    task = Task("eval", questions, settings.grader, settings.pattern, fallback=False)
+    asking = Asking(
+        questions, make_requests(questions, prompts, settings.max_tokens), donor_opens_think(run), task.grading
+    )
     if found := sum(not missing(file, asking.requests) for file in files.values()):
         run.say(f"{found} of {len(listed)} models are measured already")
     measured = {row.name: _measure(run, row, asking, files[row.name]) for row in listed}
@@ -122,7 +130,7 @@ def _measure(run: Run, row: Row, asking: Asking, file: Path) -> list[Record]:
     from quant.engines.llama_cpp import LlamaCppEngine
 
     if not (left := missing(file, asking.requests)):
-        return kept_records(file, asking.requests, asking.questions)
+        return kept_records(file, asking.requests, asking.questions, asking.grading)
     settings = run.recipe.eval
     step = run.progress.start(f"measuring {row.name}", len(left))
     if row.make is not None:
@@ -136,6 +144,7 @@ def _measure(run: Run, row: Row, asking: Asking, file: Path) -> list[Record]:
                 settings.max_tokens,
                 prompts={r.key.rpartition("/")[0]: r.prompt for r in asking.requests.values()},
                 think_open=asking.think_open,
+                grading=asking.grading,
                 on_record=lambda record: step(""),
             )
     finally:

@@ -5,17 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-from quant.tasks.questions import load_questions
+from quant.tasks.grader import check_grader
+from quant.tasks.questions import TaskFile, load_questions, read_task_file
 from rpam_lite.preflight.findings import Finding, attempt
 from rpam_lite.preflight.overlap import NEAR, SHINGLE, Overlap, overlaps
 from rpam_lite.recipe import Recipe
+
+
+def eval_file(recipe: Recipe) -> TaskFile:
+    """The evaluation questions with the recipe's names of their fields and its grader."""
+    told = recipe.eval
+    names = told.fields.question, told.fields.answer, told.fields.level
+    return TaskFile(told.questions, *names, told.grader, told.pattern, told.instruction)
 
 
 def check_questions(recipe: Recipe) -> Iterator[Finding]:
     """Whether both files can be read and share nothing, word for word or nearly."""
     findings: list[Finding] = []
     calibration = attempt(findings, "questions", partial(load_questions, recipe.label.questions))
-    evaluation = attempt(findings, "questions", partial(load_questions, recipe.eval.questions))
+    evaluation = attempt(findings, "questions", partial(read_task_file, eval_file(recipe)))
+    attempt(findings, "questions", partial(check_grader, recipe.eval.grader, recipe.eval.pattern))
     yield from findings
     found = overlaps(calibration or [], evaluation or [])
     exact = [o for o in found if o.similarity == 1]

@@ -9,7 +9,7 @@ import pytest
 from quant.tasks.questions import Question, load_questions
 from rpam_lite.preflight.overlap import NEAR, overlaps
 from rpam_lite.preflight.questions import check_questions
-from rpam_lite.recipe import load_recipe
+from rpam_lite.recipe import Fields, load_recipe
 from tests.conftest import ROOT
 
 TRAIN = (
@@ -95,3 +95,19 @@ def test_findings_name_both_lines(tmp_path: Path) -> None:
     assert "c.jsonl, line 2, and" in findings[1].message
     assert "e.jsonl, line 2: nearly the same question (same numbers and signs, " in findings[1].message
     assert "the limit is 50%" in findings[1].message
+
+
+def test_the_recipe_names_fields_and_grader_of_the_evaluation(tmp_path: Path) -> None:
+    recipe = load_recipe(ROOT / "recipes/tiny.yaml")
+    file = tmp_path / "mine.csv"
+    file.write_text("prompt,gold\nWhich letter comes first?,A\n", encoding="utf-8")
+
+    def findings(**told: object) -> list[str]:
+        changed = recipe.eval.model_copy(update={"questions": file, **told})
+        return [f.message for f in check_questions(recipe.model_copy(update={"eval": changed}))]
+
+    assert findings(fields=Fields(question="prompt", answer="gold"), grader="choice") == []
+    (message,) = findings(grader="choice")
+    assert "line 2: `question` is None" in message
+    (message,) = findings(fields=Fields(question="prompt", answer="gold"), grader="regex", pattern="(")
+    assert "pattern" in message
