@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def console() -> Console:
     """For tables: as wide as the terminal; wide enough for them where the output goes elsewhere."""
     standard = Console()
-    return standard if standard.is_terminal else Console(width=max(110, standard.width))
+    return standard if standard.is_terminal else Console(width=max(132, standard.width))
 
 
 def results_table(evaluation: Evaluation) -> Table:
