@@ -23,7 +23,7 @@ merge: setup
 
 # Two processes with one thread each: quicker than one with two, and models as small as these need no more.
 test: setup
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 bench: setup
 	@$(BIN)/python -m bench.fit

@@ -22,6 +22,11 @@ ROOT = Path(__file__).parents[1]
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The trip takes longest: begun last it would keep one of two processes waiting."""
+    items.sort(key=lambda item: item.path.name != "test_trip.py")
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """Some tests set torch's threads; the next one starts with one again."""
