@@ -72,20 +72,16 @@ def to_record(
     completion: Completion, question: Question, grading: Grading = IN_BOX, think_open: bool = False
 ) -> Record:
     """Grade one completion; `think_open` tells that the prompt had opened the think block."""
-    verdict = grading.grade(completion.text, question, completion.finish_reason == "length", think_open)
     think_tokens, block = think_block(completion.pieces, think_open)
     if len(completion.pieces) == 1 and completion.generated > 2:
         think_tokens = round(completion.generated * think_share(completion.text, think_open))
-    return Record(
+    record = Record(
         key=completion.key,
         question=question.key,
         level=question.level,
         answer=question.answer,
-        tolerance=question.tolerance,
-        grader=grading.tag,
-        correct=verdict.correct,
-        reason=verdict.reason,
-        path=verdict.path,
+        correct=False,
+        reason="",
         think_open=think_open,
         tokens=completion.generated,
         think_tokens=think_tokens,
@@ -94,6 +90,7 @@ def to_record(
         text=completion.text,
         seconds=completion.seconds,
     )
+    return regraded(record, question, grading)
 
 
 def regraded(record: Record, question: Question, grading: Grading) -> Record:

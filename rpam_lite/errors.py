@@ -15,6 +15,7 @@ EXTRA_OF = {
     "matplotlib": "report",
     "datasets": "eval",
     "pandas": "eval",
+    "filelock": "eval",
     "httpx": "http",
     "sklearn": "siblings",
     "lm_eval": "lm-eval",
