@@ -79,12 +79,6 @@ def long_share(answers: Answers, long_think_tokens: int) -> Floats:
     return found
 
 
-def thinking_rate(answers: Answers, long_think_tokens: int) -> dict[int, float]:
-    """Share of long answers by level, ascending."""
-    share = long_share(answers, long_think_tokens)
-    return {int(level): float(share[answers.levels == level].mean()) for level in np.unique(answers.levels)}
-
-
 def solves(answers: Answers) -> NDArray[np.bool_]:
     """Oracle label of each question: whether the parent answers it rightly in at least half of its samples."""
     found: NDArray[np.bool_] = answers.correct.mean(1) >= 0.5

@@ -162,17 +162,6 @@ def budget_area(answers: Answers, largest: float, smallest: float | None = None,
     return found
 
 
-def tokens_per_second(answers: Answers, seconds: float) -> float:
-    """Generated tokens of all answers by the wall seconds they took together (samples run side by side).
-
-    Raises:
-        RpamError: `seconds` is not positive.
-    """
-    if not seconds > 0:
-        raise RpamError(f"tokens per second need a positive time; it is {seconds} s.")
-    return float(answers.tokens.sum() / seconds)
-
-
 def measure(
     answers: Answers, clusters: Sequence[str] | None = None, seed: int = 0, draws: int = DRAWS
 ) -> dict[str, Interval]:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from quant.tasks.grader import GRADER_VERSION, GRADERS, Verdict, check_grader, grade
 from quant.tasks.questions import Question
-from quant.tasks.workers import WORKERS
 from rpam_lite.errors import RpamError
 
 # Text, question, whether the text was cut off, whether the prompt had opened the think block -> verdict.
@@ -82,11 +80,6 @@ class Task:
             self.pattern,
             question.tolerance,
         )
-
-    def grade_many(self, answers: Sequence[tuple[str, Question, bool]], think_open: bool = False) -> list[Verdict]:
-        """Grade texts, each with its question and whether it was truncated, in several processes at once."""
-        with ThreadPoolExecutor(WORKERS) as threads:
-            return list(threads.map(lambda a: self.grade(a[0], a[1], a[2], think_open), answers))
 
     @property
     def grading(self) -> Grading:

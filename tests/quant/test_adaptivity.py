@@ -12,13 +12,13 @@ from quant.adaptivity import (
     auroc,
     difficulty,
     interpolation_index,
+    long_share,
     macro_length_ratio,
     measure_adaptivity,
     overthink,
     slope,
     solves,
     spearman,
-    thinking_rate,
     underthink,
 )
 from quant.measures import Answers, by_question
@@ -98,7 +98,8 @@ def test_labels_come_from_at_least_half_of_the_samples() -> None:
 def test_levels_are_the_difficulty_where_there_are_any() -> None:
     model = answers([1, 0, 1, 1], [9] * 4, [40, 32, 31, 50], level=[1, 2, 1, 2])
     assert difficulty(model).tolist() == [1, 2, 1, 2]
-    assert thinking_rate(model, LONG) == {1: 0.5, 2: 1.0}
+    share = long_share(model, LONG)
+    assert {level: share[model.levels == level].mean() for level in (1, 2)} == {1: 0.5, 2: 1.0}
 
 
 def test_the_macro_ratio_weighs_tasks_alike() -> None:

@@ -120,7 +120,7 @@ def test_answers_are_graded_as_the_set_asks(hub: list[str | None]) -> None:
     assert olympiad.grade(r"\boxed{-3, 0.5}", both).correct
     assert not olympiad.grade(r"\boxed{-3}", both).correct
     answers = [(r"\boxed{4.3}", near, False), (r"\boxed{4.3}", near, True), (r"\boxed{9}", both, False)]
-    assert [verdict.correct for verdict in olympiad.grade_many(answers)] == [True, False, False]
+    assert [olympiad.grade(*answer).correct for answer in answers] == [True, False, False]
 
 
 def test_choices_are_shuffled_by_the_key(hub: list[str | None]) -> None:

@@ -17,7 +17,6 @@ from quant.measures import (
     measure,
     pass_at_k,
     require_same_questions,
-    tokens_per_second,
 )
 from quant.records import Record
 from rpam_lite.errors import RpamError
@@ -60,9 +59,6 @@ def test_measures_are_those_counted_by_hand(answers: Answers) -> None:
             "block_open": 0.25,
         }
     )
-    assert tokens_per_second(answers, 5) == 104
-    with pytest.raises(RpamError, match="it is 0 s"):
-        tokens_per_second(answers, 0)
 
 
 def test_measures_of_a_model_that_is_never_right(answers: Answers) -> None:
