@@ -16,7 +16,9 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
-from recipes.tiny.questions import Split, draw_questions, long_response, short_response
+from recipes.tiny.arithmetic import long_response, short_response
+from recipes.tiny.questions import draw_questions
+from recipes.tiny.splits import Split
 from recipes.tiny.tokenizer import TURN_END, TURN_START
 from rpam_lite.checkpoint.source import CheckpointSource
 from rpam_lite.fit.batches import load_batches, micro_batches, question_shares

@@ -1,14 +1,16 @@
-"""The training runs of the embedded pair, one after another: what each teaches, for how long and how fast."""
+"""The training runs of a pair, one after another: what each teaches, for how long and how fast."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from recipes.tiny.questions import MAX_START, Problem, long_response, rewriting_response, short_response
+from recipes.tiny import arithmetic, trades
+from recipes.tiny.arithmetic import MAX_START
 
-Respond = Callable[[Problem, random.Random], str]
+Respond = Callable[[Any, random.Random], str]  # the answer to a problem of the family
 
 
 @dataclass(frozen=True)
@@ -30,34 +32,28 @@ class Phase:
     stream: str | None = None  # names the stream of questions; the phase's own name without it
 
 
-def mixed(respond_long: Callable[[Problem], str]) -> Respond:
+def mixed(long: Callable[[Any], str], short: Callable[[Any], str]) -> Respond:
     """Long with probability 0.15 at level 1, rising to 0.85 at level 8; else short."""
 
-    def respond(problem: Problem, rng: random.Random) -> str:
-        long = rng.random() < 0.15 + 0.1 * (problem.level - 1)
-        return respond_long(problem) if long else short_response(problem)
+    def respond(problem: Any, rng: random.Random) -> str:
+        return long(problem) if rng.random() < 0.15 + 0.1 * (problem.level - 1) else short(problem)
 
     return respond
 
 
-def only_long(problem: Problem, rng: random.Random) -> str:
-    """Always the Long-CoT way."""
-    return long_response(problem)
-
-
-def only_short(problem: Problem, rng: random.Random) -> str:
-    """Always the Short-CoT way."""
-    return short_response(problem)
+def always(one_way: Callable[[Any], str]) -> Respond:
+    """Always the same way."""
+    return lambda problem, rng: one_way(problem)
 
 
 # `rewriting` comes first because copying a question into an expression is what takes longest to learn.
-PHASES = {
+ARITHMETIC = {
     phase.name: phase
     for phase in (
         Phase(
             "rewriting",
             None,
-            mixed(rewriting_response),
+            mixed(arithmetic.rewriting_response, arithmetic.short_response),
             steps=2100,
             learning_rate=1.5e-3,
             warmup=200,
@@ -69,7 +65,7 @@ PHASES = {
         Phase(
             "mixed",
             "rewriting",
-            mixed(long_response),
+            mixed(arithmetic.long_response, arithmetic.short_response),
             steps=2400,
             learning_rate=1.5e-3,
             warmup=50,
@@ -81,7 +77,7 @@ PHASES = {
         Phase(
             "base",
             "mixed",
-            mixed(long_response),
+            mixed(arithmetic.long_response, arithmetic.short_response),
             steps=1600,
             learning_rate=1.5e-3,
             warmup=50,
@@ -93,11 +89,13 @@ PHASES = {
             stream="easy",
         ),
         # Light fine-tuning: parents that leave the neighbourhood of `base` can't be interpolated.
-        Phase("long", "base", only_long, steps=250, learning_rate=3e-4, warmup=20, hard_share=0.6),
+        Phase(
+            "long", "base", always(arithmetic.long_response), steps=250, learning_rate=3e-4, warmup=20, hard_share=0.6
+        ),
         Phase(
             "short",
             "base",
-            only_short,
+            always(arithmetic.short_response),
             steps=400,
             learning_rate=3e-4,
             warmup=20,
@@ -105,6 +103,33 @@ PHASES = {
             easy_share=0.8,
             easy_levels=(1, 2, 2, 2),
             max_start=20,
+        ),
+    )
+}
+
+TRADES = {
+    phase.name: phase
+    for phase in (
+        Phase(
+            "base",
+            None,
+            mixed(trades.long_response, trades.short_response),
+            steps=1500,
+            learning_rate=1.5e-3,
+            warmup=200,
+            easy_from=0,
+            hard_share=0.3,
+        ),
+        Phase("long", "base", always(trades.long_response), steps=200, learning_rate=3e-4, warmup=20, hard_share=0.6),
+        Phase(
+            "short",
+            "base",
+            always(trades.short_response),
+            steps=300,
+            learning_rate=3e-4,
+            warmup=20,
+            easy_from=0,
+            easy_share=0.8,
         ),
     )
 }

@@ -15,7 +15,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from tokenizers.normalizers import NFC
 from tokenizers.pre_tokenizers import ByteLevel, Split
 
-from recipes.tiny.questions import draw_questions, rewriting_response
+from recipes.tiny.families import ARITHMETIC, Family
+from recipes.tiny.questions import draw_questions
 
 # Qwen2's expression; \p{N} takes one digit at a time.
 QWEN2_SPLIT = (
@@ -35,7 +36,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def train_tokenizer() -> Tokenizer:
+def train_tokenizer(family: Family = ARITHMETIC) -> Tokenizer:
     """Learn the merges on 4,000 questions and their long answers; deterministic."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = NFC()
@@ -49,8 +50,8 @@ def train_tokenizer() -> Tokenizer:
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     texts = [
         text
-        for problem, question in draw_questions("train", per_level=500, seed=0, max_start=20)
-        for text in (f"user\n{question}", f"assistant\n{rewriting_response(problem)}")
+        for problem, question in draw_questions("train", per_level=500, seed=0, max_start=20, family=family)
+        for text in (f"user\n{question}", f"assistant\n{family.long_sample(problem)}")
     ]
     plain_size = VOCAB_SIZE - len(CONTROL_TOKENS) - len(THINK_TOKENS)
     trainer = trainers.BpeTrainer(

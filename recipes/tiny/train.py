@@ -24,12 +24,9 @@ from tokenizers import Tokenizer
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
-from recipes.tiny.phases import PHASES, Phase
-from recipes.tiny.questions import (
-    LEVELS,
-    ask,
-    draw_problem,
-)
+from recipes.tiny.families import FAMILIES, Family
+from recipes.tiny.phases import Phase
+from recipes.tiny.splits import LEVELS
 from recipes.tiny.tokenizer import (
     END_OF_TEXT,
     TURN_END,
@@ -42,6 +39,7 @@ TOKENS_A_BATCH = 4096
 QUESTIONS_A_POOL = 1024
 SAVE_EVERY = 100
 SHORT_ANSWER_WEIGHT = 3.0
+HARD = 6  # lowest level of the hard questions
 Batch = tuple[torch.Tensor, torch.Tensor]  # token ids int64, loss weights float32: [questions, length]
 
 
@@ -66,7 +64,7 @@ def model_config(tokenizer: Tokenizer) -> Qwen2Config:
     )
 
 
-def batches(tokenizer: Tokenizer, phase: Phase, seed: int) -> Iterator[Batch]:
+def batches(tokenizer: Tokenizer, family: Family, phase: Phase, seed: int) -> Iterator[Batch]:
     """Endless batches, right-padded and bucketed by length; they depend on phase and seed alone."""
     pad = tokenizer.token_to_id(END_OF_TEXT)
     pool = drawn = 0
@@ -79,12 +77,12 @@ def batches(tokenizer: Tokenizer, phase: Phase, seed: int) -> Iterator[Batch]:
             # Answers in one's head that can be learnt at all are those of levels 1 and 2.
             if easy and rng.random() < phase.easy_share:
                 level = rng.choice(phase.easy_levels)
-            elif phase.hard_share and rng.random() < phase.hard_share:
-                level = rng.randint(6, hardest)
+            elif phase.hard_share and hardest > HARD and rng.random() < phase.hard_share:
+                level = rng.randint(HARD, hardest)
             else:
                 level = rng.randint(1, hardest)
-            problem = draw_problem(rng, level, "train", phase.max_start)
-            prompt = f"{TURN_START}user\n{ask(problem, rng)}{TURN_END}\n{TURN_START}assistant\n"
+            problem = family.draw(rng, level, "train", phase.max_start)
+            prompt = f"{TURN_START}user\n{family.ask(problem, rng)}{TURN_END}\n{TURN_START}assistant\n"
             response = phase.respond(problem, rng)
             prompt_ids = tokenizer.encode(prompt).ids
             response_ids = tokenizer.encode(response + TURN_END).ids
@@ -138,7 +136,7 @@ def learning_rate_at(phase: Phase, step: int) -> float:
     return phase.learning_rate * min(1.0, rise, fall)
 
 
-def train(phase: Phase, model: Qwen2ForCausalLM, tokenizer: Tokenizer, work: Path, seed: int) -> None:
+def train(family: Family, phase: Phase, model: Qwen2ForCausalLM, tokenizer: Tokenizer, work: Path, seed: int) -> None:
     """Train in place, saving model and optimizer to `work` every 100 steps and going on from there."""
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
@@ -159,7 +157,7 @@ def train(phase: Phase, model: Qwen2ForCausalLM, tokenizer: Tokenizer, work: Pat
     with Progress(*columns) as progress:
         bar = progress.add_task(phase.name, total=phase.steps, completed=step)
         model.train()
-        for ids, weights in islice(batches(tokenizer, phase, seed), step, phase.steps):
+        for ids, weights in islice(batches(tokenizer, family, phase, seed), step, phase.steps):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate_at(phase, step)
             loss = weighted_loss(model(input_ids=ids, use_cache=False).logits, ids, weights)
@@ -207,18 +205,22 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("recipes/tiny"), help="where base/ long/ short/ go")
     parser.add_argument("--work", type=Path, default=Path("runs/tiny-train"), help="training state")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--only", choices=sorted(PHASES), help="train this one, not all three")
+    parser.add_argument("--family", choices=sorted(FAMILIES), default="arithmetic", help="of questions")
+    parser.add_argument("--only", help="train this phase, not all of them")
     args = parser.parse_args()
     torch.set_flush_denormal(True)
     args.work.mkdir(parents=True, exist_ok=True)
-    tokenizer = train_tokenizer()
-    for phase in PHASES.values() if args.only is None else [PHASES[args.only]]:
+    family = FAMILIES[args.family]
+    if args.only not in (None, *family.phases):
+        parser.error(f"--only {args.only}: the phases of {family.name} are {', '.join(family.phases)}")
+    tokenizer = train_tokenizer(family)
+    for phase in family.phases.values() if args.only is None else [family.phases[args.only]]:
         torch.manual_seed(args.seed)
         model = Qwen2ForCausalLM(model_config(tokenizer))
         if phase.parent is not None:
             model.load_state_dict(torch.load(args.work / f"{phase.parent}.pt", weights_only=True)["model"])
         started = time.monotonic()
-        train(phase, model, tokenizer, args.work, args.seed)
+        train(family, phase, model, tokenizer, args.work, args.seed)
         print(f"{phase.name}: {time.monotonic() - started:.0f} s")
         if phase.name in KEPT:
             write_checkpoint(model, tokenizer, args.out / phase.name)

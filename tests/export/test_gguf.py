@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from export.gguf.write import write_gguf
 from quant.engines.llama_cpp import LlamaCppEngine
-from recipes.tiny.questions import draw_questions, long_response
+from recipes.tiny.arithmetic import long_response
+from recipes.tiny.questions import draw_questions
 from rpam_lite.checkpoint.source import CheckpointSource
 from rpam_lite.errors import RpamError
 from tests.conftest import make_checkpoint

@@ -10,16 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quant.tasks.grader import grade
-from recipes.tiny.questions import (
-    LEVELS,
-    MAX_TOTAL,
-    ask,
-    draw_problem,
-    draw_questions,
-    long_response,
-    short_response,
-    split_of,
-)
+from recipes.tiny import trades
+from recipes.tiny.arithmetic import MAX_TOTAL, ask, draw_problem, long_response, short_response, split_of
+from recipes.tiny.families import TRADES
+from recipes.tiny.questions import draw_questions
+from recipes.tiny.splits import LEVELS
 from tests.conftest import ROOT
 
 
@@ -63,3 +58,22 @@ def test_the_shipped_files_are_what_the_generator_makes(split: str, per_level: i
     assert [json.loads(line)["question"] for line in lines] == [question for _, question in made]
     assert [json.loads(line)["answer"] for line in lines] == [str(problem.answer) for problem, _ in made]
     assert all(split_of(problem) == split for problem, _ in made)
+
+
+@given(st.integers(), st.sampled_from(LEVELS))
+def test_trades_hand_the_thing_on_and_grade_right(seed: int, level: int) -> None:
+    problem = trades.draw_trades(random.Random(seed), level, "train")
+    held = {problem.holder: "it"}
+    for a, b in problem.pairs:
+        held[a], held[b] = held.get(b, ""), held.get(a, "")
+    assert problem.level == level
+    assert held[problem.answer] == "it"
+    for response in (trades.short_response(problem), trades.long_response(problem)):
+        assert grade(response, problem.answer, grader=TRADES.grader).correct
+
+
+def test_questions_of_trades_name_every_trade() -> None:
+    for problem, question in draw_questions("evaluation", 5, seed=1, family=TRADES):
+        assert trades.split_of(problem) == "evaluation"
+        assert all(f"{n}. " in question for n in range(1, problem.level + 1))
+        assert question.index(problem.holder) < question.index("1. ")
