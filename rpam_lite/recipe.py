@@ -140,11 +140,17 @@ class Release(_Section):
     batch: Positive = Field(16, description="questions of one label a step")
 
 
-class Fit(_Section):
-    """Objective and optimizer of lambda; the three terms are logged apart."""
+# The paper's objective in its corrected form: hidden states alone.
+_PAPER = {"alignment_weight": 1.0, "contrastive_weight": 1.0, "kl_weight": 0.0}
 
-    preset: Literal["release"] | None = Field(
-        None, description="`release`: fit as the RPAM release does, its defects included; only `release` is read then"
+
+class Fit(_Section):
+    """Objective and optimizer of lambda; the terms are logged apart."""
+
+    preset: Literal["adaptive", "paper", "release"] = Field(
+        "adaptive",
+        description="defaults of the weights below: `adaptive`, as they stand here; `paper`, hidden states alone; "
+        "`release`: fit as the RPAM release does, its defects included; only `release` is read then",
     )
     release: Release = Release()
 
@@ -155,9 +161,15 @@ class Fit(_Section):
     contrastive_weight: NonNegative = 0.05
     kl_weight: NonNegative = 1.0
     temperature: float = Field(0.1, gt=0, description="tau of the contrastive term")
+    output_contrast_weight: NonNegative = Field(
+        0.0, description="of leaving the other parent's distribution where the answer begins"
+    )
+    likelihood_weight: NonNegative = Field(0.0, description="of the selected answer's negative log-likelihood")
+    output_temperature: float = Field(1.0, gt=0, description="tau of the output contrast, in nats")
     decision_share: Share = Field(
         0.5, description="share of the KL term that the answer's first token has; 0 weighs all tokens alike"
     )
+    kl_tokens: Positive | None = Field(None, description="the KL term reads the first so many tokens; all without it")
     long_weight: float = Field(1.0, gt=0, description="weight of a long-labelled question; short ones have 1")
     ridge: NonNegative = Field(0.0, description="weight of lambda's variance")
     smoothness: NonNegative = Field(0.0, description="weight of lambda's squared steps from layer to layer")
@@ -171,6 +183,13 @@ class Fit(_Section):
     hessian: bool = Field(False, description="write the Hessian's eigenvalues (two gradients a lambda)")
     lower: float = Field(0.0, description="lambda is kept at or above this")
     upper: float = Field(1.0, description="lambda is kept at or below this")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset_fills_in(cls, raw: object) -> object:
+        if isinstance(raw, dict) and raw.get("preset") == "paper":
+            return _PAPER | raw
+        return raw
 
     @model_validator(mode="after")
     def _start_is_inside(self) -> Fit:

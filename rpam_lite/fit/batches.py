@@ -26,6 +26,9 @@ class MicroBatch:
         target_columns: Its position, int64 [targets].
         targets: The selected parent's distribution there.
         target_weights: Weight of each target position within its question, float64 [targets].
+        next_ids: The response token that follows each target position, int64 [targets]; -1 behind the last one.
+        decisions: Which target position is each question's first one, int64 [questions].
+        other: The other parent's distribution at the first ones.
         shares: Weight of each question in the loss, float32 [questions]; all questions' sum is 1.
     """
 
@@ -37,6 +40,9 @@ class MicroBatch:
     target_columns: torch.Tensor
     targets: Targets
     target_weights: torch.Tensor
+    next_ids: torch.Tensor
+    decisions: torch.Tensor
+    other: Targets
     shares: torch.Tensor
 
 
@@ -60,13 +66,16 @@ def micro_batches(lengths: list[int], tokens: int) -> list[list[int]]:
 def make_batch(
     questions: CalibrationSet,
     chosen: list[int],
-    targets: list[Targets],
+    targets: tuple[list[Targets], list[Targets]],
     shares: torch.Tensor,
-    decision_share: float,
+    settings: Fit,
 ) -> MicroBatch:
-    """Pad the chosen questions; `targets` and `shares` are those of all questions."""
+    """Pad the chosen questions; `targets` (the selected parent's, the other's) and `shares` are those of all."""
     columns = [questions.target_positions(q) for q in chosen]
-    own = [targets[q] for q in chosen]
+    counts = torch.tensor([len(c) for c in columns])
+    follows = [
+        torch.cat([questions.token_ids[q], torch.tensor([-1])])[c + 1] for q, c in zip(chosen, columns, strict=True)
+    ]
     return MicroBatch(
         questions=chosen,
         ids=pad_sequence([questions.token_ids[q] for q in chosen], batch_first=True),
@@ -74,10 +83,19 @@ def make_batch(
         mask=pad_sequence([torch.ones(len(questions.positions[q])) for q in chosen], batch_first=True),
         target_rows=torch.cat([torch.full_like(c, row) for row, c in enumerate(columns)]),
         target_columns=torch.cat(columns),
-        targets=Targets(*(torch.cat([getattr(t, f) for t in own]) for f in ("ids", "logprobs", "tail"))),
-        target_weights=torch.cat([position_weights(len(c), decision_share) for c in columns]),
+        targets=_joined([targets[0][q] for q in chosen]),
+        target_weights=torch.cat(
+            [position_weights(len(c), settings.decision_share, settings.kl_tokens) for c in columns]
+        ),
+        next_ids=torch.cat(follows),
+        decisions=counts.cumsum(0) - counts,
+        other=_joined([targets[1][q] for q in chosen]),
         shares=shares[chosen],
     )
+
+
+def _joined(targets: list[Targets]) -> Targets:
+    return Targets(*(torch.cat([getattr(t, f) for t in targets]) for f in ("ids", "logprobs", "tail")))
 
 
 def load_batches(
@@ -86,9 +104,7 @@ def load_batches(
     """The chosen questions of a capture in micro-batches of at most `tokens` padded tokens."""
     targets = load_targets(folder, questions)
     groups = micro_batches([len(questions.token_ids[q]) for q in chosen], tokens)
-    return [
-        make_batch(questions, [chosen[i] for i in group], targets, shares, settings.decision_share) for group in groups
-    ]
+    return [make_batch(questions, [chosen[i] for i in group], targets, shares, settings) for group in groups]
 
 
 class LayerTargets:

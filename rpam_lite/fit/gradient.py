@@ -15,7 +15,8 @@ import torch
 
 from rpam_lite.fit import objective
 from rpam_lite.fit.batches import LayerTargets, MicroBatch
-from rpam_lite.fit.problem import TERMS, Problem, Reducer, Stores, weighted_terms
+from rpam_lite.fit.outputs import output_terms, tokens_read
+from rpam_lite.fit.problem import LAYER_TERMS, TERMS, Problem, Reducer, Stores, weighted_terms
 from rpam_lite.recipe import Fit
 from rpam_lite.streaming.capture import check_finite, gather_positions
 from rpam_lite.streaming.merged import LambdaOf, lambda_gradient, merged_layer, merged_tensor
@@ -51,7 +52,7 @@ def layer_terms(
 def joint_gradient(
     problem: Problem, values: torch.Tensor, stores: Stores, reduce: Reducer
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The three terms and the gradient of their weighted sum.
+    """The terms and the gradient of their weighted sum.
 
     Args:
         problem: The objective.
@@ -60,7 +61,7 @@ def joint_gradient(
         reduce: Sums over processes.
 
     Returns:
-        Terms [3] in order of TERMS, and gradient [values], in the type of `values`.
+        Terms [5] in order of TERMS, and gradient [values], in the type of `values`.
 
     Raises:
         RpamError: A hidden state is inf or NaN.
@@ -75,7 +76,7 @@ def joint_gradient(
         return grouping.of(gradient, name)
 
     calls, terms = _sweep_up(problem, values.dtype, lambda_of, stores)
-    terms[2] = _next_token_terms(problem, values.dtype, lambda_of, gradient_of, stores)
+    terms[LAYER_TERMS:] = _next_token_terms(problem, values.dtype, lambda_of, gradient_of, stores)
     _sweep_down(problem, calls, lambda_of, gradient_of, stores)
     summed = reduce(torch.cat([terms, gradient]))
     return summed[: len(TERMS)], summed[len(TERMS) :]
@@ -87,7 +88,7 @@ def _sweep_up(
     """Fill both stores; give every micro-batch's layer calls and the terms."""
     skeleton, layers = problem.skeleton, problem.skeleton.layers
     terms = torch.zeros(len(TERMS), dtype=exact, device=problem.device)
-    weights = weighted_terms(problem).to(terms)[:2] / layers
+    weights = weighted_terms(problem).to(terms)[:LAYER_TERMS] / layers
     calls = []
     for b, batch in enumerate(problem.batches):
         embedded = merged_tensor(problem.ends.embedding(batch.ids), lambda_of(skeleton.embedding), problem.dtype)
@@ -95,7 +96,7 @@ def _sweep_up(
         stores.inputs.put(0, b, first)
         calls.append(own_calls)
     for layer, pairs in problem.source.sweep(range(layers)):
-        terms[:2] += _layer_up(problem, layer, pairs, calls, lambda_of, stores, weights) / layers
+        terms[:LAYER_TERMS] += _layer_up(problem, layer, pairs, calls, lambda_of, stores, weights) / layers
     return calls, terms
 
 
@@ -137,30 +138,25 @@ def _next_token_terms(
     gradient_of: LambdaOf,
     stores: Stores,
 ) -> torch.Tensor:
-    """The KL term; its gradient with respect to the final hidden states starts the way down."""
-    layers, weight = problem.skeleton.layers, problem.settings.kl_weight
-    total = torch.zeros((), dtype=exact, device=problem.device)
+    """The terms of the outputs [3]; their gradient with respect to the final hidden states starts the way down."""
+    layers, settings = problem.skeleton.layers, problem.settings
+    weights = weighted_terms(problem).to(problem.device, exact)[LAYER_TERMS:]
+    total = torch.zeros_like(weights)
     final = []
     for b, batch in enumerate(problem.batches):
         states = stores.inputs.get(layers, b)
         final.append(states[batch.target_rows, batch.target_columns].cpu())
         stores.upstream.put(0, b, torch.zeros_like(states))
     stores.inputs.drop(layers)
-    if weight == 0:
+    if not weights.any():
         return total
 
     def loss(b: int, logprobs: torch.Tensor) -> torch.Tensor:
-        nonlocal total
-        batch = problem.batches[b]
-        targets = batch.targets
-        divergence = objective.kl_to_targets(logprobs, targets.logprobs.to(logprobs), targets.tail.to(logprobs))
-        rows = batch.target_rows.to(logprobs.device)
-        by_question = objective.sum_by_question(batch.target_weights.to(logprobs) * divergence, rows, len(batch.shares))
-        value = (batch.shares.to(logprobs) * by_question).sum()
-        total = total + value.detach()
-        return weight * value
+        terms = output_terms(logprobs, problem.batches[b], settings)
+        total.add_(terms.detach())
+        return (weights * terms).sum()
 
-    ids = [batch.targets.ids for batch in problem.batches]
+    ids = [tokens_read(batch, settings) for batch in problem.batches]
     gradients = head_gradient(problem.ends, final, ids, loss, lambda_of, gradient_of, problem.dtype)
     for b, (batch, found) in enumerate(zip(problem.batches, gradients, strict=True)):
         upstream = stores.upstream.get(0, b)
@@ -209,7 +205,7 @@ def _layer_down(
 ) -> None:
     """Run one layer again and take the gradient through it."""
     names = problem.names(layer)
-    with_layer_terms = bool(weighted_terms(problem)[:2].any())
+    with_layer_terms = bool(weighted_terms(problem)[:LAYER_TERMS].any())
     tensors = {t: w.requires_grad_() for t, w in merged_layer(pairs, names, lambda_of, problem.dtype).items()}
     exact = torch.promote_types(problem.dtype, torch.float32)
     totals = {t: torch.zeros_like(w, dtype=exact) for t, w in tensors.items()}

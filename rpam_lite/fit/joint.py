@@ -42,7 +42,7 @@ def fit_jointly(
     state_file: Path | None,
     on_step: Callable[[str], None] = lambda note: None,
 ) -> Fitted:
-    """Minimise the weighted sum of the three terms and the regularizer over lambda in its box.
+    """Minimise the weighted sum of the terms and the regularizer over lambda in its box.
 
     Args:
         problem: The objective.

@@ -1,12 +1,15 @@
 """The objective, as pure functions of tensors.
 
-Three terms, each one number a question, so that a batch is a weighted sum of its questions and
+Five terms, each one number a question, so that a batch is a weighted sum of its questions and
 nothing depends on who else is in it:
 
 - `alignment`: distance of the merged hidden states to the selected parent's, by default divided by
   the mean squared gap between the parents: 0 at the selected parent, 1 at the other;
 - `contrastive`: the merged state must resemble the selected parent's more than the other's;
-- `kl_to_targets`: KL divergence from the selected parent's next-token distribution on its response.
+- `kl_to_targets`: KL divergence from the selected parent's next-token distribution on its response;
+- `output_contrast`: where the answer begins, the merge's distribution must be nearer to the selected
+  parent's than to the other's;
+- `negative_log_likelihood` of the selected parent's answer itself.
 
 After RPAM (arXiv 2601.03506), with a gap-normalised distance and the true negative stream.
 """
@@ -107,7 +110,21 @@ def kl_to_targets(logprobs: torch.Tensor, target_logprobs: torch.Tensor, target_
     return head + target_tail * (target_tail.clamp_min(1e-9).log() - tail.log())
 
 
-def position_weights(positions: int, decision_share: float) -> torch.Tensor:
+def output_contrast(to_selected: torch.Tensor, to_other: torch.Tensor, temperature: float) -> torch.Tensor:
+    """-log( e^(-s/tau) / (e^(-s/tau) + e^(-o/tau)) ), a question.
+
+    Args:
+        to_selected: s, KL(selected parent || merged) where the answer begins, float32 [questions].
+        to_other: o, the same to the other parent.
+        temperature: tau, in nats.
+
+    Returns:
+        float32 [questions]; log 2 where the merge is as near to one as to the other.
+    """
+    return torch.nn.functional.softplus((to_selected - to_other) / temperature)
+
+
+def position_weights(positions: int, decision_share: float, window: int | None = None) -> torch.Tensor:
     """Weights of one question's target positions, float64 [positions], with sum 1.
 
     The first one, the last prompt token, decides between a long and a short answer. In a plain mean
@@ -116,10 +133,14 @@ def position_weights(positions: int, decision_share: float) -> torch.Tensor:
     Args:
         positions: How many there are.
         decision_share: Share of the first one; the others divide the rest evenly. 0 is the plain mean.
+        window: How many of them count, from the first on; all of them without it.
     """
-    if decision_share == 0 or positions == 1:
-        return torch.full((positions,), 1 / positions, dtype=torch.float64)
-    weights = torch.full((positions,), (1 - decision_share) / (positions - 1), dtype=torch.float64)
+    counted = min(positions, window or positions)
+    weights = torch.zeros(positions, dtype=torch.float64)
+    if decision_share == 0 or counted == 1:
+        weights[:counted] = 1 / counted
+        return weights
+    weights[1:counted] = (1 - decision_share) / (counted - 1)
     weights[0] = decision_share
     return weights
 

@@ -17,7 +17,9 @@ from rpam_lite.streaming.skeleton import Skeleton
 from rpam_lite.streaming.store import ActivationStore
 from rpam_lite.streaming.weights import WeightSource
 
-TERMS = ("alignment", "contrastive", "kl")
+# The first two are of hidden states, a decoder layer; the others of next-token distributions.
+TERMS = ("alignment", "contrastive", "kl", "output_contrast", "likelihood")
+LAYER_TERMS = 2
 Reducer = Callable[[torch.Tensor], torch.Tensor]  # sums a vector over all processes
 
 
@@ -72,6 +74,5 @@ class Stores:
 
 
 def weighted_terms(problem: Problem) -> torch.Tensor:
-    """Weights of the three terms, float32 [3]."""
-    settings = problem.settings
-    return torch.tensor([settings.alignment_weight, settings.contrastive_weight, settings.kl_weight])
+    """Weights of the terms, in order of TERMS, float32 [5]."""
+    return torch.tensor([getattr(problem.settings, f"{term}_weight") for term in TERMS])

@@ -74,7 +74,7 @@ def run_fit(run: Run) -> None:
             fitted, log = fit_share(run, group.rank, group.world, group.reduce)
     if group.rank:
         return
-    if run.recipe.fit.preset is None:
+    if run.recipe.fit.preset != "release":
         _say_result(run, log)
     coefficients.save(fitted, run.of("fit") / "coefficients.json")
     write_json(run.of("fit") / "fit.json", log)

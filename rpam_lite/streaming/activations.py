@@ -2,7 +2,8 @@
 
 questions.safetensors           token ids, prompt lengths, labels, kept positions, all ragged
 layer-000.safetensors ...       both parents' hidden states after each decoder layer, bf16
-targets.safetensors             the selected parent's next-token distribution on its response
+targets.safetensors             the selected parent's next-token distribution on its response, and the
+                                other one's where the answer begins
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class CalibrationSet:
 
 @dataclass(frozen=True)
 class Targets:
-    """Next-token distribution of the selected parent at every target position, concatenated.
+    """Next-token distributions at target positions, concatenated.
 
     Attributes:
         ids: The k likeliest tokens, int64 [positions, k].
@@ -114,18 +115,32 @@ def load_layer(
     return list(raw["long"].split(counts)), list(raw["short"].split(counts)), raw["mean_gap"]
 
 
-def save_targets(targets: Targets, folder: Path) -> None:
-    """Write targets.safetensors."""
-    tensors = {"ids": targets.ids.int(), "logprobs": targets.logprobs, "tail": targets.tail}
+def save_targets(selected: Targets, other: Targets, folder: Path) -> None:
+    """Write targets.safetensors.
+
+    Args:
+        selected: The selected parent's, at every target position of every question.
+        other: The other parent's, at the first target position of every question.
+        folder: Where the file goes.
+    """
+    tensors = {
+        prefix + name: tensor
+        for prefix, targets in (("", selected), ("other_", other))
+        for name, tensor in (("ids", targets.ids.int()), ("logprobs", targets.logprobs), ("tail", targets.tail))
+    }
     _save(tensors, folder / "targets.safetensors")
 
 
-def load_targets(folder: Path, questions: CalibrationSet) -> list[Targets]:
-    """Targets of each question."""
+def load_targets(folder: Path, questions: CalibrationSet) -> tuple[list[Targets], list[Targets]]:
+    """Of each question the selected parent's targets, and the other's where the answer begins."""
     raw = load_file(folder / "targets.safetensors")
     counts = [len(questions.target_positions(q)) for q in range(len(questions))]
-    pieces = zip(*(raw[name].split(counts) for name in ("ids", "logprobs", "tail")), strict=True)
-    return [Targets(ids.long(), logprobs, tail) for ids, logprobs, tail in pieces]
+
+    def split(prefix: str, sizes: list[int]) -> list[Targets]:
+        pieces = zip(*(raw[prefix + name].split(sizes) for name in ("ids", "logprobs", "tail")), strict=True)
+        return [Targets(ids.long(), logprobs, tail) for ids, logprobs, tail in pieces]
+
+    return split("", counts), split("other_", [1] * len(questions))
 
 
 def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:

@@ -108,7 +108,7 @@ def capture(
     dtype: torch.dtype = torch.float32,
     on_layer: Callable[[], None] = lambda: None,
 ) -> None:
-    """Write both parents' hidden states and the selected parents' next-token distributions.
+    """Write both parents' hidden states and their next-token distributions.
 
     Layer by layer: each is loaded once and run for both parents. The streams between two layers are
     kept in the folder until the next layer is done, so that an interrupted capture goes on there.
@@ -158,7 +158,8 @@ def capture(
         save_layer(kept["long"], kept["short"], torch.stack(gaps).mean(), folder, layer)
         _streams_file(folder, layer - 1).unlink(missing_ok=True)
         on_layer()
-    save_targets(_targets(ends, questions, batches, streams, top_k, dtype), folder)
+    selected = _targets(ends, questions, batches, streams, top_k, dtype)
+    save_targets(selected, _targets(ends, questions, batches, streams, top_k, dtype, of_other=True), folder)
     _streams_file(folder, skeleton.layers - 1).unlink(missing_ok=True)
 
 
@@ -169,13 +170,18 @@ def _targets(
     streams: dict[str, list[torch.Tensor]],
     top_k: int,
     dtype: torch.dtype,
+    of_other: bool = False,
 ) -> Targets:
-    """The selected parent's distribution at every question's target positions, in the questions' order."""
+    """The selected parent's distribution at every question's target positions, in the questions' order.
+
+    With `of_other` the other parent's, and at the first of these positions alone.
+    """
     found: dict[int, Targets] = {}
     for parent in PARENTS:
-        own = [q for q in range(len(questions)) if bool(questions.is_long[q]) == (parent == "long")]
+        own = [q for q in range(len(questions)) if bool(questions.is_long[q]) == ((parent == "long") != of_other)]
         place = {q: (b, row) for b, batch in enumerate(batches) for row, q in enumerate(batch)}
-        final = [streams[parent][place[q][0]][place[q][1], questions.target_positions(q)] for q in own]
+        read = {q: questions.target_positions(q)[: 1 if of_other else None] for q in own}
+        final = [streams[parent][place[q][0]][place[q][1], read[q]] for q in own]
         targets = top_k_targets(ends, final, one_parent(parent, ends.device), top_k, dtype)
         found |= dict(zip(own, targets, strict=True))
     in_order = [found[q] for q in range(len(questions))]

@@ -66,16 +66,20 @@ def test_the_gap_is_that_of_the_parents(captured: Path) -> None:
 
 def test_targets_are_the_selected_parents_distribution(pair: Path, captured: Path) -> None:
     questions = load_questions(captured)
-    for q, target in enumerate(load_targets(captured, questions)):
-        parent = "long" if questions.is_long[q] else "short"
-        model = AutoModelForCausalLM.from_pretrained(pair / parent, dtype=torch.float32)
-        with torch.no_grad():
-            logprobs = model(questions.token_ids[q][None]).logits[0].log_softmax(-1)[questions.target_positions(q)]
-        top = logprobs.topk(16, dim=-1)
-        torch.testing.assert_close(target.logprobs, top.values, atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(target.logprobs, logprobs.gather(-1, target.ids), atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(target.tail, 1 - top.values.exp().sum(-1), atol=1e-4, rtol=1e-4)
-        assert len(target.ids) == len(QUESTIONS[q].response_ids) + 1
+    models = {p: AutoModelForCausalLM.from_pretrained(pair / p, dtype=torch.float32) for p in PARENTS}
+    for q, (selected, other) in enumerate(zip(*load_targets(captured, questions), strict=True)):
+        names = PARENTS if questions.is_long[q] else PARENTS[::-1]
+        for parent, target, count in zip(
+            names, (selected, other), (len(QUESTIONS[q].response_ids) + 1, 1), strict=True
+        ):
+            positions = questions.target_positions(q)[:count]
+            with torch.no_grad():
+                logprobs = models[parent](questions.token_ids[q][None]).logits[0].log_softmax(-1)[positions]
+            top = logprobs.topk(16, dim=-1)
+            torch.testing.assert_close(target.logprobs, top.values, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(target.logprobs, logprobs.gather(-1, target.ids), atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(target.tail, 1 - top.values.exp().sum(-1), atol=1e-4, rtol=1e-4)
+            assert len(target.ids) == count
 
 
 def test_an_interrupted_capture_goes_on_and_ends_the_same(pair: Path, captured: Path, tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ from transformers import AutoModelForCausalLM
 
 from rpam_lite.checkpoint.arithmetic import broadcast
 from rpam_lite.errors import RpamError
-from rpam_lite.fit import objective
-from rpam_lite.fit.batches import LayerTargets
+from rpam_lite.fit.batches import LayerTargets, MicroBatch
 from rpam_lite.fit.gradient import joint_gradient, layer_terms
 from rpam_lite.fit.problem import Problem, weighted_terms
+from rpam_lite.streaming.activations import Targets, load_targets
 from tests.rpam_lite.engine import capture_pair, problem_of, stores_of
 from tests.rpam_lite.models import layer_outputs, save_pair
 
@@ -49,7 +49,7 @@ def by_autograd(pair: Path, problem: Problem, values: torch.Tensor) -> tuple[tor
         + broadcast(problem.grouping.of(values, name), s[name].ndim) * (d[name] - s[name]).detach()
         for name in s
     }
-    terms = torch.zeros(3, dtype=problem.dtype)
+    terms = torch.zeros(5, dtype=problem.dtype)
     # The same padded batches: the norms' fp32 inside would make other shapes differ by 1e-8.
     for batch in problem.batches:
         with torch.nn.utils.stateless._reparametrize_module(short, weights, tie_weights=True):  # type: ignore[attr-defined]
@@ -59,18 +59,41 @@ def by_autograd(pair: Path, problem: Problem, values: torch.Tensor) -> tuple[tor
             selected, other = targets.of(batch, states.device, problem.dtype)
             kept = torch.stack([row[at] for row, at in zip(states, batch.positions, strict=True)])
             own = layer_terms(kept, selected, other, targets.mean_gap, batch, problem.settings)
-            terms = terms + torch.cat([own, own.new_zeros(1)]) / len(outputs)
-        logprobs = logits[batch.target_rows, batch.target_columns].log_softmax(-1).gather(-1, batch.targets.ids)
-        divergence = objective.kl_to_targets(
-            logprobs, batch.targets.logprobs.to(problem.dtype), batch.targets.tail.to(problem.dtype)
-        )
-        for row, share in enumerate(batch.shares):
-            first, *rest = divergence[batch.target_rows == row]
-            own = problem.settings.decision_share
-            mean = own * first + (1 - own) * torch.stack(rest).mean()
-            terms = terms + torch.stack([*terms.new_zeros(2), share * mean])
+            terms = terms + torch.cat([own, own.new_zeros(3)]) / len(outputs)
+        everything = logits.log_softmax(-1)
+        for row, (q, share) in enumerate(zip(batch.questions, batch.shares, strict=True)):
+            own_terms = outputs_of_question(everything[row], problem, q, batch)
+            terms = terms + torch.cat([terms.new_zeros(2), share * own_terms])
     loss = (weighted_terms(problem).to(terms) * terms).sum()
     return terms.detach(), torch.autograd.grad(loss, values)[0]
+
+
+def outputs_of_question(logprobs: torch.Tensor, problem: Problem, q: int, batch: MicroBatch) -> torch.Tensor:
+    """KL, output contrast and likelihood of one question, from its whole rows of log-probabilities."""
+    settings, questions = problem.settings, problem.questions
+    selected, other = (targets[q] for targets in load_targets(problem.captured, questions))
+    first = questions.prompt_lengths[q] - 1
+    ids = questions.token_ids[q]
+
+    def divergence(at: int, targets: Targets, row: int) -> torch.Tensor:
+        p = targets.logprobs[row].to(logprobs).exp()
+        m = logprobs[at, targets.ids[row]]
+        tail, m_tail = targets.tail[row].to(logprobs).clamp_min(1e-9), (1 - m.exp().sum()).clamp_min(1e-9)
+        return (p * (p.log() - m)).sum() + targets.tail[row].to(logprobs) * (tail.log() - m_tail.log())
+
+    count = len(ids) - first
+    window = min(settings.kl_tokens or count, count)
+    own = settings.decision_share
+    weights = [own] + [(1 - own) / (window - 1)] * (window - 1)
+    kl = sum(w * divergence(first + i, selected, i) for i, w in enumerate(weights))
+    to_selected, to_other = divergence(first, selected, 0), divergence(first, other, 0)
+    tau = settings.output_temperature
+    pulled, pushed = (-to_selected / tau).exp(), (-to_other / tau).exp()
+    contrast = -(pulled / (pulled + pushed)).log()
+    likelihood = sum(
+        -w * logprobs[first + i, ids[first + i + 1]] for i, w in enumerate(weights[: len(ids) - first - 1])
+    )
+    return torch.stack([torch.as_tensor(kl), contrast, torch.as_tensor(likelihood)])
 
 
 @pytest.mark.parametrize("granularity", ["scalar", "layer", "block", "matrix", "row"])
@@ -88,6 +111,19 @@ def test_every_loss_in_fp64(
     pair, folder = captured
     settings: dict[str, Any] = {"alignment": alignment, "contrastive_weight": contrastive_weight, "long_weight": 3.0}
     assert_equal(pair, problem_of(pair, folder, torch.float64, **settings), tmp_path, 1e-10)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"output_contrast_weight": 0.4, "output_temperature": 0.5},
+        {"likelihood_weight": 0.6, "kl_weight": 0.0},
+        {"output_contrast_weight": 0.4, "likelihood_weight": 0.6, "kl_tokens": 3, "alignment_weight": 0.0},
+    ],
+)
+def test_every_output_term_in_fp64(captured: tuple[Path, Path], tmp_path: Path, changes: dict[str, Any]) -> None:
+    pair, folder = captured
+    assert_equal(pair, problem_of(pair, folder, torch.float64, **changes), tmp_path, 1e-10)
 
 
 @pytest.mark.parametrize("changes", [{}, {"kl_weight": 0.0}, {"alignment_weight": 0.0, "contrastive_weight": 0.0}])
