@@ -62,6 +62,30 @@ def gain_over_curve(model: Sequence[Record], curve: Sequence[Sequence[Record]], 
     )
 
 
+@dataclass(frozen=True)
+class Choice:
+    """A member of a family of models, and whether it does what was wished."""
+
+    index: int
+    met: bool
+
+
+def most_accurate_within(accuracy: Sequence[float], tokens: Sequence[float], limit: float) -> Choice:
+    """The most accurate member of at most `limit` mean tokens; the one of fewest tokens if none has."""
+    inside = [i for i, t in enumerate(tokens) if t <= limit]
+    if not inside:
+        return Choice(min(range(len(tokens)), key=lambda i: tokens[i]), False)
+    return Choice(max(inside, key=lambda i: (accuracy[i], -tokens[i])), True)
+
+
+def cheapest_above(accuracy: Sequence[float], tokens: Sequence[float], least: float) -> Choice:
+    """The member of fewest mean tokens with at least this accuracy; the most accurate one if none has."""
+    above = [i for i, a in enumerate(accuracy) if a >= least]
+    if not above:
+        return Choice(max(range(len(accuracy)), key=lambda i: (accuracy[i], -tokens[i])), False)
+    return Choice(min(above, key=lambda i: (tokens[i], -accuracy[i])), True)
+
+
 def curve_accuracy(tokens: Floats, accuracy: Floats, at: float) -> float:
     """Accuracy of the curve through the points, in their order, at `at` mean tokens.
 

@@ -167,6 +167,38 @@ def ollama_create_command(
     _with_run(recipe, runs, partial(create_model, name=name, type_name=type_name, host=host))
 
 
+@app.command("fit")
+def fit_command(
+    recipe: RecipeArgument,
+    runs: RunsOption = Path("runs"),
+    price: Annotated[
+        str | None, typer.Option(help="points of accuracy that 1000 tokens must be worth, as 0,50,200: a family")
+    ] = None,
+    max_tokens_share: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="with --price: the most accurate within this share of Long's tokens"),
+    ] = None,
+    max_points_below_long: Annotated[
+        float | None, typer.Option(min=0, help="with --price: the cheapest that loses at most so many points to Long")
+    ] = None,
+) -> None:
+    """Fit the merging coefficients; with --price a family of them, of which one is chosen.
+
+    What is given here takes the place of the recipe's `dial`; write it there to go on with `rpam run`.
+
+    Example: rpam fit recipes/tiny.yaml --price 0,100,400 --max-tokens-share 0.8
+    """
+    from rpam_lite.pipeline.trip import fit_family
+
+    if price is None:
+        if max_tokens_share is not None or max_points_below_long is not None:
+            raise RpamError("--max-tokens-share and --max-points-below-long choose from a family: give --price too.")
+        _with_run(recipe, runs, partial(run_one, "fit"))
+    else:
+        wish = {"max_tokens_share": max_tokens_share, "max_points_below_long": max_points_below_long}
+        _with_run(recipe, runs, partial(fit_family, prices=price, wish=wish))
+
+
 @app.command("quantize")
 def quantize_command(
     recipe: RecipeArgument,
@@ -323,7 +355,7 @@ def _add_stage_command(name: str) -> None:
 
 
 for _name in STAGES:
-    if _name not in ("check", "export", "quantize", "eval"):
+    if _name not in ("check", "fit", "export", "quantize", "eval"):
         _add_stage_command(_name)
 
 

@@ -7,6 +7,7 @@ relative to the recipe's own folder.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Literal
@@ -170,7 +171,7 @@ class Fit(_Section):
         0.5, description="share of the KL term that the answer's first token has; 0 weighs all tokens alike"
     )
     kl_tokens: Positive | None = Field(None, description="the KL term reads the first so many tokens; all without it")
-    long_weight: float = Field(1.0, gt=0, description="weight of a long-labelled question; short ones have 1")
+    long_weight: float = Field(1.0, gt=0, description="weight of a question that selects Long, by that of the others")
     ridge: NonNegative = Field(0.0, description="weight of lambda's variance")
     smoothness: NonNegative = Field(0.0, description="weight of lambda's squared steps from layer to layer")
     sequential: bool = Field(True, description="start with a closed-form fit, layer by layer (not for scalar)")
@@ -195,6 +196,29 @@ class Fit(_Section):
     def _start_is_inside(self) -> Fit:
         if not self.lower <= self.start <= self.upper:
             raise ValueError(f"`start` {self.start} must lie between `lower` {self.lower} and `upper` {self.upper}")
+        return self
+
+
+class Dial(_Section):
+    """A family of merges, one for each price of a token, of which the best for a wish is taken."""
+
+    prices: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] = Field(
+        (), description="points of accuracy that 1000 tokens must be worth; without any, one merge by the labels"
+    )
+    questions: Positive = Field(256, description="calibration questions at most that the fit never saw, to choose on")
+    max_tokens_share: Share | None = Field(
+        None, description="take the most accurate within this share of Long's tokens"
+    )
+    max_points_below_long: NonNegative | None = Field(
+        None, description="take the cheapest that loses at most so many points to Long; 1 where neither is given"
+    )
+
+    @model_validator(mode="after")
+    def _one_wish(self) -> Dial:
+        if self.max_tokens_share is not None and self.max_points_below_long is not None:
+            raise ValueError("give `max_tokens_share` or `max_points_below_long`, not both")
+        if len(set(self.prices)) < len(self.prices):
+            raise ValueError(f"`prices` {list(self.prices)} holds one twice")
         return self
 
 
@@ -273,11 +297,18 @@ class Recipe(_Section):
     memory: Memory = Memory()
     capture: Capture = Capture()
     fit: Fit = Fit()
+    dial: Dial = Dial()
     merge: Merge = Merge()
     export: Export = Export()
     quantize: Quantize = Quantize()
     ollama: Ollama = Ollama()
     eval: Eval
+
+    @model_validator(mode="after")
+    def _prices_are_read(self) -> Recipe:
+        if self.dial.prices and self.fit.preset == "release":
+            raise ValueError("`dial.prices` does nothing under `fit.preset: release`; take one of them out")
+        return self
 
 
 def parse_size(text: str, where: str) -> int:
@@ -290,6 +321,27 @@ def parse_size(text: str, where: str) -> int:
         return TypeAdapter(Size).validate_python(text)
     except ValidationError:
         raise RpamError(f"{where} {text}: must be a size such as 6GiB, 500MB or a number of bytes.") from None
+
+
+def with_dial(recipe: Recipe, prices: str, wish: Mapping[str, float | None]) -> Recipe:
+    """The recipe with another dial, as the command line gives it.
+
+    Args:
+        recipe: What to change.
+        prices: Numbers with commas between them.
+        wish: By the names of `dial`; None where not given.
+
+    Raises:
+        RpamError: The prices are not such numbers, or the recipe has no place for them.
+    """
+    try:
+        given = [float(price) for price in prices.split(",")]
+        dial = {**recipe.dial.model_dump(), "max_tokens_share": None, "max_points_below_long": None}
+        return Recipe.model_validate({**vars(recipe), "dial": {**dial, **wish, "prices": given}})
+    except ValidationError as error:
+        raise RpamError(f"--price {prices}: {_all_mistakes(error)}") from None
+    except ValueError:
+        raise RpamError(f"--price {prices}: must be numbers with commas between them, as 0,50,200.") from None
 
 
 def load_recipe(path: Path) -> Recipe:

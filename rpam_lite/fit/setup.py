@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from rpam_lite.checkpoint.pair import open_pair
 from rpam_lite.checkpoint.source import ParentSource
-from rpam_lite.fit.batches import load_batches, question_shares
+from rpam_lite.fit.batches import load_batches
 from rpam_lite.fit.coefficients import grouping
 from rpam_lite.fit.problem import Problem, Stores
 from rpam_lite.recipe import Recipe
@@ -83,25 +83,34 @@ def open_weights(planned: Planned, questions: CalibrationSet, scratch: Path) -> 
     return source, ends
 
 
-def open_problem(
-    recipe: Recipe, planned: Planned, questions: CalibrationSet, captured: Path, chosen: list[int], scratch: Path
-) -> Problem:
-    """The objective over the chosen questions (all of them, or one process's share)."""
+def open_problem(recipe: Recipe, planned: Planned, questions: CalibrationSet, captured: Path, scratch: Path) -> Problem:
+    """The objective, without any questions yet: `with_batches` gives them."""
     source, ends = open_weights(planned, questions, scratch)
-    way, fit = planned.plan.way, recipe.fit
+    fit = recipe.fit
     return Problem(
         skeleton=planned.skeleton,
         source=source,
         ends=ends,
         grouping=grouping(planned.skeleton.tensors(), fit.granularity),
         questions=questions,
-        batches=load_batches(
-            captured, questions, chosen, way.micro_tokens, question_shares(questions, fit.long_weight), fit
-        ),
+        batches=(),
         captured=captured,
         settings=fit,
-        dtype=way.dtype,
+        dtype=planned.plan.way.dtype,
     )
+
+
+def with_batches(problem: Problem, chosen: list[int], shares: torch.Tensor, micro_tokens: int) -> Problem:
+    """The objective over the chosen questions (all of them, or one process's share).
+
+    Args:
+        problem: What `open_problem` gave.
+        chosen: Numbers of calibration questions.
+        shares: Weight of every calibration question in the loss, float32 [questions].
+        micro_tokens: Padded tokens of a micro-batch at most.
+    """
+    batches = load_batches(problem.captured, problem.questions, chosen, micro_tokens, shares, problem.settings)
+    return replace(problem, batches=batches)
 
 
 def open_stores(problem: Problem, kind: StoreName, scratch: Path) -> Stores:

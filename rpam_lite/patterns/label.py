@@ -11,7 +11,7 @@ from rpam_lite.errors import RpamError
 from rpam_lite.patterns.adaptive import drawn, forecast
 from rpam_lite.patterns.rule import Pattern, Rule
 
-PATTERN_VERSION = 2
+PATTERN_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,12 @@ class LabelledQuestion:
     label: Pattern
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
+
+
+def select(row: Mapping[str, Any], parent: Pattern) -> LabelledQuestion:
+    """A row of patterns.jsonl with this parent selected, whatever its label."""
+    response = tuple(row[f"response_{parent}"])
+    return LabelledQuestion(row["key"], row["level"], parent, tuple(row["prompt_ids"]), response)
 
 
 def label_questions(
@@ -65,8 +71,8 @@ def label_questions(
             row[f"skipped_{parent}"] = list(range(seen.count, samples))
             row[f"correct_{parent}"] = seen.right
             row[f"tokens_{parent}"] = seen.tokens / seen.count if seen.count else None
+            row[f"response_{parent}"] = response(own[parent]) if own[parent] else None
         row["prompt_ids"] = list(prompts[question.key])
-        row["response_ids"] = response(own[ahead.label]) if ahead.label else None
         rows.append(row)
     return rows
 
@@ -85,11 +91,7 @@ def labelled(rows: Iterable[dict[str, Any]]) -> list[LabelledQuestion]:
     Raises:
         RpamError: None has one, or only one of the two labels occurs.
     """
-    result = [
-        LabelledQuestion(row["key"], row["level"], row["label"], tuple(row["prompt_ids"]), tuple(row["response_ids"]))
-        for row in rows
-        if row["label"] is not None
-    ]
+    result = [select(row, row["label"]) for row in rows if row["label"] is not None]
     for pattern in ("long", "short"):
         if not any(q.label == pattern for q in result):
             raise RpamError(

@@ -53,7 +53,7 @@ def quantize_to(run: Run, fit: str | None, budget_kld: float | None, context: in
     source, chosen = exported_gguf(run), settings(run)
     told = sizes(source, general_types(chosen.imatrix is not None), chosen)
     beside = context_memory(source, context, cache_type)
-    _, questions = calibration_traces(run)
+    questions = calibration_traces(run).questions
     ids, starts = [t.tolist() for t in questions.token_ids][:_TRACES], questions.prompt_lengths[:_TRACES]
 
     def loss(file: Path) -> float:

@@ -6,17 +6,25 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rpam_lite.checkpoint.files import write_json
 from rpam_lite.errors import RpamError
+from rpam_lite.pipeline.dial import choose_member, unseen_questions
 from rpam_lite.pipeline.release import fit_as_released
 from rpam_lite.pipeline.stage import Run
 from rpam_lite.pipeline.traces import calibration_traces
 
 if TYPE_CHECKING:
-    from rpam_lite.fit.problem import Reducer
+    import torch
+
+    from rpam_lite.fit.coefficients import Coefficients
+    from rpam_lite.fit.problem import Problem, Reducer
     from rpam_lite.fit.setup import Planned
+    from rpam_lite.streaming.activations import CalibrationSet
+
+    Fitted = tuple[Coefficients, dict[str, Any]]  # with the contents of fit.json
 
 SCRATCH = "scratch"  # encoded layers and states of an unfinished run
 # Error of the weights relative to the task vector above which a codec is too coarse.
@@ -37,7 +45,8 @@ def run_capture(run: Run) -> None:
 
     recipe, settings, folder = run.recipe, run.recipe.capture, run.of("capture")
     torch.set_num_threads(recipe.threads)
-    chosen, questions = calibration_traces(run)
+    traces = calibration_traces(run)
+    chosen, questions = traces.chosen, traces.questions
     per_label = {name: sum(q.label == name for q in chosen) for name in PARENTS}
     run.say(f"calibration set: {per_label['long']} long and {per_label['short']} short questions")
     planned = plan_recipe(recipe, questions, run.folder)
@@ -69,11 +78,14 @@ def run_fit(run: Run) -> None:
         if run.recipe.fit.preset == "release":
             if group.world > 1:
                 raise RpamError("`fit.preset: release` fits in one process; run `rpam fit` without torchrun.")
-            fitted, log = fit_as_released(run)
+            members: dict[float | None, Fitted] = {None: fit_as_released(run)}
         else:
-            fitted, log = fit_share(run, group.rank, group.world, group.reduce)
+            if run.recipe.dial.prices:
+                unseen_questions(run)  # or nothing could be chosen at the end
+            members = fit_share(run, group.rank, group.world, group.reduce)
     if group.rank:
         return
+    fitted, log = members[None] if None in members else _take_member(run, members)
     if run.recipe.fit.preset != "release":
         _say_result(run, log)
     coefficients.save(fitted, run.of("fit") / "coefficients.json")
@@ -81,17 +93,28 @@ def run_fit(run: Run) -> None:
     plot_coefficients(fitted.means(), run.of("fit") / "coefficients.png")
 
 
-def fit_share(run: Run, rank: int, world: int, reduce: Reducer) -> tuple[Any, dict[str, Any]]:
+def _take_member(run: Run, members: dict[float | None, Fitted]) -> Fitted:
+    """Keep every member of the family, and give the one that the dial chooses."""
+    from rpam_lite.fit import coefficients
+
+    family = {price: fitted for price, fitted in members.items() if price is not None}
+    for price, (fitted, log) in family.items():
+        folder = run.of("fit") / "members" / f"price-{price:g}"
+        folder.mkdir(parents=True, exist_ok=True)
+        coefficients.save(fitted, folder / "coefficients.json")
+        write_json(folder / "fit.json", log)
+    return family[choose_member(run, {price: fitted for price, (fitted, _) in family.items()})]
+
+
+def fit_share(run: Run, rank: int, world: int, reduce: Reducer) -> dict[float | None, Fitted]:
     """Fit on every `world`-th question from `rank` on; all processes together fit on all of them.
 
     Returns:
-        The coefficients and the contents of fit.json, the same in every process.
+        By price (None without prices) the coefficients and the contents of fit.json, the same in every process.
     """
     import torch
 
-    from rpam_lite.fit.joint import fit_jointly, hessian_eigenvalues
-    from rpam_lite.fit.sequential import fit_sequentially
-    from rpam_lite.fit.setup import open_problem, open_stores, plan_recipe
+    from rpam_lite.fit.setup import open_problem, plan_recipe, with_batches
     from rpam_lite.streaming.activations import load_questions
     from rpam_lite.streaming.machine import peak_memory
     from rpam_lite.streaming.plan import describe
@@ -102,24 +125,70 @@ def fit_share(run: Run, rank: int, world: int, reduce: Reducer) -> tuple[Any, di
     planned = plan_recipe(recipe, questions, run.folder)
     run.say(f"plan: {describe(planned.plan.way)}")
     scratch = folder / (SCRATCH if world == 1 else f"{SCRATCH}-{rank}")
-    # Several processes could be stopped at different steps: they always start anew.
-    states = (scratch / "layers.pt", scratch / "joint.pt") if world == 1 else (None, None)
+    found: dict[float | None, Fitted] = {}
     with _advice(planned), peak_memory(planned.skeleton.device) as peak:
-        share = list(range(rank, len(questions), world))
-        problem = open_problem(recipe, planned, questions, run.of("capture"), share, scratch)
-        stores = open_stores(problem, planned.plan.way.store, scratch)
+        problem = open_problem(recipe, planned, questions, run.of("capture"), scratch)
         values = torch.full((len(problem.grouping),), settings.start, device=problem.device)
         run.say(f"{len(values)} lambdas, one a {settings.granularity}")
-        layer_log: list[dict[str, float]] = []
-        # One lambda for everything belongs to no layer.
-        if settings.sequential and settings.granularity != "scalar":
-            step = run.progress.start("fitting layer by layer", planned.skeleton.layers)
-            values, layer_log = fit_sequentially(problem, values, stores.upstream, reduce, states[0], step)
-        step = run.progress.start("fitting all lambdas together", settings.steps)
-        joint = fit_jointly(problem, values, stores, reduce, states[1], step)
-        eigenvalues = hessian_eigenvalues(problem, joint.values, stores, reduce) if settings.hessian else None
+        for price, shares in _shares(run, questions).items():
+            if price is not None:
+                run.say(f"price {price:g}: {int((shares > 0).sum())} of {len(shares)} traces")
+            own = [q for q in range(rank, len(questions), world) if shares[q] > 0]
+            member = with_batches(problem, own, shares, planned.plan.way.micro_tokens)
+            # Each member starts where the one before it ended. Several processes could be stopped at different
+            # steps: they always start anew.
+            own_scratch = scratch / f"member-{len(found)}"
+            values, log = _fit_member(run, planned, member, values, reduce, own_scratch, world == 1, first=not found)
+            found[price] = problem.grouping.coefficients(values), log
     _say_peak(run, planned, peak())
     shutil.rmtree(scratch, ignore_errors=True)
+    return found
+
+
+def _shares(run: Run, questions: CalibrationSet) -> dict[float | None, torch.Tensor]:
+    """Weight of every trace in the loss, float32 [traces] with sum 1, by price (None without prices)."""
+    import torch
+
+    from rpam_lite.fit.batches import question_shares
+
+    balance = question_shares(questions, run.recipe.fit.long_weight)
+    if not run.recipe.dial.prices:
+        return {None: balance}
+    weights = {price: torch.tensor(found) for price, found in sorted(calibration_traces(run).weights.items())}
+    for price, found in weights.items():
+        if not found.any():
+            raise RpamError(f"`dial.prices` {price:g}: at this price no calibration question weighs anything; drop it.")
+    return {price: balance * found / (balance * found).sum() for price, found in weights.items()}
+
+
+def _fit_member(
+    run: Run,
+    planned: Planned,
+    problem: Problem,
+    start: torch.Tensor,
+    reduce: Reducer,
+    scratch: Path,
+    keeps_state: bool,
+    first: bool,
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """One fit; the first may start in closed form. Gives lambdas [values] and the log."""
+    from rpam_lite.fit.joint import fit_jointly, hessian_eigenvalues
+    from rpam_lite.fit.sequential import fit_sequentially
+    from rpam_lite.fit.setup import open_stores
+    from rpam_lite.streaming.plan import describe
+
+    settings, values = run.recipe.fit, start
+    scratch.mkdir(parents=True, exist_ok=True)
+    states = (scratch / "layers.pt", scratch / "joint.pt") if keeps_state else (None, None)
+    stores = open_stores(problem, planned.plan.way.store, scratch)
+    layer_log: list[dict[str, float]] = []
+    # One lambda for everything belongs to no layer.
+    if first and settings.sequential and settings.granularity != "scalar":
+        step = run.progress.start("fitting layer by layer", planned.skeleton.layers)
+        values, layer_log = fit_sequentially(problem, values, stores.upstream, reduce, states[0], step)
+    step = run.progress.start("fitting all lambdas together", settings.steps)
+    joint = fit_jointly(problem, values, stores, reduce, states[1], step)
+    eigenvalues = hessian_eigenvalues(problem, joint.values, stores, reduce) if settings.hessian else None
     log = {
         "version": 2,
         "way": describe(planned.plan.way),
@@ -129,7 +198,7 @@ def fit_share(run: Run, rank: int, world: int, reduce: Reducer) -> tuple[Any, di
         "warning": _warning(joint.curve),
         "hessian": eigenvalues and {"eigenvalues": eigenvalues, "condition": _condition(eigenvalues)},
     }
-    return problem.grouping.coefficients(joint.values), log
+    return joint.values, log
 
 
 @contextmanager

@@ -6,10 +6,9 @@ measure the parents and the scalar curve again.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
 from functools import partial
 from math import isnan
 from pathlib import Path
@@ -17,48 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 from rpam_lite.checkpoint.files import write_json
 from rpam_lite.pipeline.artefacts import exported_gguf, parent_gguf, quantized_gguf
+from rpam_lite.pipeline.measuring import Asking, Row, measure_row, row_key, write_coefficients_gguf
 from rpam_lite.pipeline.stage import Run, identity, parent_folders
 from rpam_lite.pipeline.stages import donor_opens_think, donor_prompts
 
 if TYPE_CHECKING:
-    from quant.engines import Request
     from quant.records import Record
     from quant.statistics import Interval
-    from quant.tasks.questions import Question
-    from quant.tasks.task import Grading
 
 LONG, SHORT = "Long", "Short"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One model to measure.
-
-    Attributes:
-        name: As the table calls it.
-        kind: "parent", "scalar" or "merge".
-        weight: Lambda of a parent or a scalar interpolation, else None.
-        file: Its GGUF file.
-        make: Writes the file if it is only needed for measuring (it is removed afterwards).
-        made_from: Key of what `make` depends on; the file's own content where there is no `make`.
-    """
-
-    name: str
-    kind: str
-    weight: float | None
-    file: Path
-    make: Callable[[], None] | None = None
-    made_from: str = ""
-
-
-@dataclass(frozen=True)
-class Asking:
-    """The same for every row: questions, requests by key, whether their prompts open the think block, the grader."""
-
-    questions: list[Question]
-    requests: dict[str, Request]
-    think_open: bool
-    grading: Grading
 
 
 def rows(run: Run) -> list[Row]:
@@ -92,7 +58,7 @@ def run_eval(run: Run) -> None:
     prompts = donor_prompts(run, questions)
     asked = json.dumps([RECORD_VERSION, settings.max_tokens])
     listed = rows(run)
-    files = {row.name: folder / f"records-{_key(row, asked)}.jsonl" for row in listed}
+    files = {row.name: folder / f"records-{row_key(row, asked)}.jsonl" for row in listed}
     # Strict, as labels are: an answer without a box is wrong.
     task = Task("eval", questions, settings.grader, settings.pattern, fallback=False)
     asking = Asking(
@@ -100,7 +66,7 @@ def run_eval(run: Run) -> None:
     )
     if found := sum(not missing(file, asking.requests) for file in files.values()):
         run.say(f"{found} of {len(listed)} models are measured already")
-    measured = {row.name: _measure(run, row, asking, files[row.name]) for row in listed}
+    measured = {row.name: measure_row(run, row, asking, files[row.name]) for row in listed}
     for stale in folder.glob("scalar-*"):
         stale.unlink()
     between = sorted((row for row in listed if row.weight is not None), key=lambda row: row.weight or 0.0)
@@ -124,34 +90,6 @@ def run_eval(run: Run) -> None:
     write_json(folder / "evaluation.json", {"version": 2, "questions": len(questions), "rows": results})
 
 
-def _measure(run: Run, row: Row, asking: Asking, file: Path) -> list[Record]:
-    """The row's records, from its file if they are there."""
-    from quant.asking import answer_questions, kept_records, missing
-    from quant.engines.llama_cpp import LlamaCppEngine
-
-    if not (left := missing(file, asking.requests)):
-        return kept_records(file, asking.requests, asking.questions, asking.grading)
-    settings = run.recipe.eval
-    step = run.progress.start(f"measuring {row.name}", len(left))
-    if row.make is not None:
-        row.make()
-    try:
-        with LlamaCppEngine(row.file, settings.parallel, run.recipe.engine_threads) as engine:
-            return answer_questions(
-                engine,
-                asking.questions,
-                file,
-                settings.max_tokens,
-                prompts={r.key.rpartition("/")[0]: r.prompt for r in asking.requests.values()},
-                think_open=asking.think_open,
-                grading=asking.grading,
-                on_record=lambda record: step(""),
-            )
-    finally:
-        if row.make is not None:
-            row.file.unlink(missing_ok=True)
-
-
 def _summary(row: Row, records: list[Record], long_think_tokens: int, seed: int) -> dict[str, Any]:
     """The row of evaluation.json."""
     from quant.measures import by_question, measure
@@ -173,21 +111,8 @@ def _told(intervals: Mapping[str, Interval]) -> dict[str, list[float] | None]:
     return {n: None if isnan(i.value) else [i.value, i.low, i.high] for n, i in intervals.items()}
 
 
-def _key(row: Row, asked: str) -> str:
-    """Short hash of what the row's records depend on."""
-    made_from = row.made_from or identity(row.file)
-    return hashlib.sha256(json.dumps([made_from, asked]).encode()).hexdigest()[:16]
-
-
 def _write_scalar(run: Run, weight: float, file: Path) -> None:
-    """Plain interpolation with one number, straight to GGUF f16, rounded as the merge is."""
-    import torch
-
-    from export.gguf.write import write_gguf
+    """Plain interpolation with one number."""
     from rpam_lite.fit.coefficients import scalar
-    from rpam_lite.merge.apply import MergedSource
 
-    recipe = run.recipe
-    long, short, donor = run.pair()
-    source = MergedSource(long, short, scalar(weight).of, getattr(torch, recipe.merge.dtype))
-    write_gguf(source, donor.config, donor.folder, file, recipe.export.type, f"{recipe.name}-scalar-{weight:g}")
+    write_coefficients_gguf(run, scalar(weight), file, f"{run.recipe.name}-scalar-{weight:g}")

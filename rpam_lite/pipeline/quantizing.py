@@ -36,7 +36,7 @@ def run_imatrix(run: Run) -> None:
 
     recipe = run.recipe
     torch.set_num_threads(recipe.threads)
-    _, questions = calibration_traces(run)
+    questions = calibration_traces(run).questions
     planned = plan_work(recipe, work_size(questions, recipe.capture.top_k), run.folder)
     merged, skeleton, way = CheckpointSource(merged_folder(run)), planned.skeleton, planned.plan.way
     # Both "parents" are the merge itself, read from its folder as it will be exported.
@@ -95,7 +95,7 @@ def run_divergence(run: Run) -> None:
     """KL divergence of every quantized file to the unquantized one on the calibration traces."""
     from quant.divergence import divergence
 
-    _, questions = calibration_traces(run)
+    questions = calibration_traces(run).questions
     files = {name: quantized_gguf(run, name) for name in run.recipe.quantize.types}
     step = run.progress.start("divergence", len(files) * len(questions))
     found = divergence(

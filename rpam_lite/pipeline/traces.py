@@ -3,21 +3,55 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rpam_lite.pipeline.stage import Run
 
 if TYPE_CHECKING:
+    from rpam_lite.patterns.label import LabelledQuestion
     from rpam_lite.streaming.activations import CalibrationSet
 
 
-def calibration_traces(run: Run) -> tuple[list[Any], CalibrationSet]:
-    """The labelled questions that the recipe chooses, and their token ids and kept positions."""
+@dataclass(frozen=True)
+class Traces:
+    """What capture and fit read.
+
+    Attributes:
+        chosen: The traces; under `dial.prices` a question may stand twice, with either parent's answer.
+        questions: Their token ids and kept positions.
+        weights: By price the weight of every trace; empty without prices.
+    """
+
+    chosen: list[LabelledQuestion]
+    questions: CalibrationSet
+    weights: dict[float, list[float]]
+
+
+def calibration_traces(run: Run) -> Traces:
+    """The labelled questions that the recipe chooses, with the answers that its prices select."""
     from rpam_lite.patterns.label import labelled
+    from rpam_lite.patterns.price import family
     from rpam_lite.streaming.capture import calibration_set, choose_questions
 
-    settings = run.recipe.capture
+    settings, prices = run.recipe.capture, run.recipe.dial.prices
+    rows = pattern_rows(run)
+    chosen = choose_questions(labelled(rows), settings.questions_per_class, run.recipe.seed)
+    weights: dict[float, list[float]] = {}
+    if prices:
+        wanted = {question.key for question in chosen}
+        found = family([row for row in rows if row["key"] in wanted], prices)
+        chosen, weights = found.traces, found.weights
+    return Traces(chosen, calibration_set(chosen, settings), weights)
+
+
+def unseen_keys(run: Run) -> list[str]:
+    """Keys of the calibration questions that neither capture nor fit read, in their order in the file."""
+    chosen = {question.key for question in calibration_traces(run).chosen}
+    return [row["key"] for row in pattern_rows(run) if row["key"] not in chosen]
+
+
+def pattern_rows(run: Run) -> list[dict[str, Any]]:
+    """The rows of patterns.jsonl."""
     lines = (run.of("label") / "patterns.jsonl").read_text(encoding="utf-8").split("\n")
-    questions = labelled(json.loads(line) for line in lines if line)
-    chosen = choose_questions(questions, settings.questions_per_class, run.recipe.seed)
-    return chosen, calibration_set(chosen, settings)
+    return [json.loads(line) for line in lines if line]

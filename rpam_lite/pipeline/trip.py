@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from quant.records import RECORD_VERSION
 from quant.tasks.grader import GRADER_VERSION
@@ -11,7 +14,7 @@ from rpam_lite.patterns.label import PATTERN_VERSION
 from rpam_lite.pipeline import checking, fitting, merging, quantizing, stages, statistics
 from rpam_lite.pipeline.measure import run_eval
 from rpam_lite.pipeline.stage import Run, Stage, execute, is_done, needed_by, parent_folders
-from rpam_lite.recipe import OURS, Recipe
+from rpam_lite.recipe import OURS, Recipe, with_dial
 
 
 def _merged_folders(recipe: Recipe) -> list[Path]:
@@ -26,6 +29,18 @@ def _fits(recipe: Recipe) -> bool:
 
 def _everything(recipe: Recipe) -> list[Path]:
     return [*_merged_folders(recipe), recipe.label.questions, recipe.eval.questions]
+
+
+def _measured(recipe: Recipe) -> list[Any]:
+    """What the dial's measurements depend on."""
+    keys = {"max_tokens", "long_think_tokens"}
+    return [
+        recipe.merge.dtype,
+        recipe.export.type,
+        GRADER_VERSION,
+        RECORD_VERSION,
+        recipe.eval.model_dump(include=keys),
+    ]
 
 
 _MEASURED = {"method", "options", "donor"}
@@ -60,16 +75,25 @@ _ORDER = (
         "capture",
         "Keep both parents' hidden states on the labelled questions.",
         ("label",),
-        lambda r: [r.seed, r.threads, r.merge.donor, r.memory.model_dump(), r.capture.model_dump()],
+        lambda r: [r.seed, r.threads, r.merge.donor, r.memory.model_dump(), r.capture.model_dump(), r.dial.prices],
         parent_folders,
         fitting.run_capture,
+        version=2,
         applies=statistics.is_captured,
     ),
     Stage(
         "fit",
         "Fit the merging coefficients.",
-        ("capture",),
-        lambda r: [r.seed, r.threads, r.merge.donor, r.memory.model_dump(), r.fit.model_dump()],
+        ("label", "capture"),
+        lambda r: [
+            r.seed,
+            r.threads,
+            r.merge.donor,
+            r.memory.model_dump(),
+            r.fit.model_dump(),
+            r.dial.model_dump(),
+            _measured(r) if r.dial.prices else None,
+        ],
         parent_folders,
         fitting.run_fit,
         applies=_fits,
@@ -187,6 +211,24 @@ def run_one(name: str, run: Run) -> None:
     _run(STAGES[name], run)
     if name == "report":
         stages.say_closing(run)
+
+
+def fit_family(run: Run, prices: str, wish: Mapping[str, float | None]) -> None:
+    """Fit the members of these prices and choose one, capturing first what they need.
+
+    Args:
+        run: The run.
+        prices: Numbers with commas between them.
+        wish: What the member must do, by the recipe's names under `dial`.
+
+    Raises:
+        RpamError: The prices are none, or the labels are not done.
+    """
+    recipe = with_dial(run.recipe, prices, wish)
+    priced = replace(run, recipe=recipe)
+    if not is_done(STAGES["capture"], STAGES, priced):
+        run_one("capture", priced)
+    run_one("fit", priced)
 
 
 def verify_again(run: Run) -> None:

@@ -135,7 +135,7 @@ def test_counts_and_the_first_right_answer_are_kept(tmp_path: Path) -> None:
 def test_a_parent_that_was_never_right_gives_its_first_answer(tmp_path: Path) -> None:
     wrong = sample(ScriptedEngine(["\\boxed{0}", "\\boxed{1}"]), tmp_path / "wrong.jsonl")
     row = label_questions(QUESTIONS, PROMPTS, {"long": wrong, "short": wrong}, rule_of("ada-r1"), 2, 50)[0]
-    assert (row["label"], bytes(row["response_ids"])) == ("short", b"\\boxed{0}")
+    assert (row["label"], bytes(row["response_short"])) == ("short", b"\\boxed{0}")
 
 
 def test_samples_have_their_own_seeds_and_are_not_drawn_twice(tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_an_engine_without_token_ids_gets_them_from_its_text(tmp_path: Path) -> 
 
 
 def test_one_label_only_is_an_error_that_says_what_to_add() -> None:
-    row = {"key": "1", "level": 1, "label": "short", "prompt_ids": [1], "response_ids": [2]}
+    row = {"key": "1", "level": 1, "label": "short", "prompt_ids": [1], "response_short": [2]}
     with pytest.raises(RpamError, match=r"labelled 'long'.*add harder questions"):
         labelled([row])
 

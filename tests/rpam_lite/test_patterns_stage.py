@@ -138,7 +138,7 @@ def test_servers_are_asked_each_for_its_parent_with_the_donors_token_ids(
     # "What is 1 + 0?" was answered right; the server told no token ids, the donor's tokenizer does.
     assert rows[0]["correct_long"] == rows[0]["correct_short"] == 2
     with LlamaCppEngine(run.of("label") / "long-f16.gguf") as engine:
-        assert rows[0]["response_ids"] == list(engine.tokenize("\\boxed{1}"))
+        assert rows[0]["response_short"] == list(engine.tokenize("\\boxed{1}"))
 
 
 @pytest.mark.parametrize("engine", ["bf16", "http"])

@@ -216,6 +216,25 @@ def test_the_release_preset_goes_all_the_way(trip: Path, tmp_path: Path) -> None
     assert "not read under this preset: `fit.alignment_weight`" in output
 
 
+def test_a_family_is_fitted_in_one_go_and_one_member_is_taken(trip: Path, tmp_path: Path) -> None:
+    shutil.copytree(trip, tmp_path / "copy")
+    output = rpam(tmp_path / "copy", "fit", "tiny.yaml", "--price", "0,3000", "--max-tokens-share", "0.3")
+    fit = tmp_path / "copy/runs/tiny/fit"
+    told = json.loads((fit / "frontier.json").read_text())
+    rows = [json.loads(line) for line in (tmp_path / "copy/runs/tiny/label/patterns.jsonl").read_text().splitlines()]
+    assert [m["price"] for m in told["members"]] == [0, 3000]
+    assert told["questions"] == len(rows) - 16  # those that the fit reads
+    assert "at most 30 % of Long's tokens" in output
+    taken = told["members"][told["index"]]["price"]
+    assert f"price {taken:g} is taken" in output
+    kept = {m: json.loads((fit / f"members/price-{m}/coefficients.json").read_text()) for m in (0, 3000)}
+    assert json.loads((fit / "coefficients.json").read_text()) == kept[taken]
+    # Where tokens are dear every trace is Short's, where they are free none of those is that Short does as well.
+    assert sum(kept[0]["values"].values()) > sum(kept[3000]["values"].values())
+    assert (fit / "frontier.png").stat().st_size > 0
+    assert not list(fit.glob("*.gguf"))
+
+
 def test_another_method_needs_no_fit_and_records_itself(trip: Path, tmp_path: Path) -> None:
     shutil.copytree(trip, tmp_path / "copy")
     write_recipe(tmp_path / "copy", merge={"method": "ties", "options": {"density": 0.3}})

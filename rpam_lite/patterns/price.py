@@ -1,0 +1,83 @@
+"""The dial: what a token costs decides which parent a question selects, and how much the question weighs.
+
+On a question, Long is worth more than Short by its regret, in points of accuracy:
+
+    regret = 100 * (acc_L - acc_S) - price * (len_L - len_S) / 1000
+
+Its sign selects the parent, as the label rule `cost` does, and its size is what a wrong choice there
+costs: the question's weight in the fit. At price 0 questions that both parents answer right weigh
+nothing, and the merge may think about everything; a high price leaves Long those questions alone where
+thinking gains much in few tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rpam_lite.patterns.label import LabelledQuestion, select
+from rpam_lite.patterns.rule import Pattern
+
+
+@dataclass(frozen=True)
+class Priced:
+    """What a price makes of one question: the parent selected, and its weight (0: nothing to learn there)."""
+
+    selected: Pattern
+    weight: float
+
+
+def regret(row: Mapping[str, Any], price: float) -> float:
+    """By how many points Long is worth more than Short on a row of patterns.jsonl.
+
+    Args:
+        row: Right answers, samples drawn and mean tokens of both parents.
+        price: Points of accuracy that 1000 tokens must be worth.
+    """
+    accuracy = {p: row[f"correct_{p}"] / row[f"samples_{p}"] for p in ("long", "short")}
+    gain: float = 100 * (accuracy["long"] - accuracy["short"])
+    longer: float = row["tokens_long"] - row["tokens_short"]
+    return gain - price * longer / 1000
+
+
+def priced(row: Mapping[str, Any], price: float) -> Priced:
+    """The parent that a question selects at this price; weight 0 if that one was never right."""
+    value = regret(row, price)
+    selected: Pattern = "long" if value > 0 else "short"
+    return Priced(selected, abs(value) if row[f"correct_{selected}"] > 0 else 0.0)
+
+
+@dataclass(frozen=True)
+class Family:
+    """Traces that the fits of several prices share.
+
+    Attributes:
+        traces: A question may stand twice, with either parent's answer.
+        weights: By price the weight of every trace; 0 where that price does not select it.
+    """
+
+    traces: list[LabelledQuestion]
+    weights: dict[float, list[float]]
+
+
+def family(rows: Sequence[Mapping[str, Any]], prices: Sequence[float]) -> Family:
+    """The traces that any of the prices selects, and their weights.
+
+    Args:
+        rows: The chosen rows of patterns.jsonl; those that only one parent was asked are passed over.
+        prices: Points of accuracy a 1000 tokens, each a member of the family.
+    """
+    traces: list[LabelledQuestion] = []
+    weights: dict[float, list[float]] = {price: [] for price in prices}
+    for row in rows:
+        if not row["samples_long"] or not row["samples_short"]:
+            continue  # adaptive sampling never asked one parent: no price can be told
+        found = {price: priced(row, price) for price in prices}
+        for parent in ("long", "short"):
+            own = {price: f.weight if f.selected == parent else 0.0 for price, f in found.items()}
+            if any(own.values()):
+                traces.append(select(row, parent))
+                for price, weight in own.items():
+                    weights[price].append(weight)
+    return Family(traces, weights)

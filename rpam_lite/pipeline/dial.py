@@ -1,0 +1,134 @@
+"""The dial's choice: measure a family of merges on calibration questions that no fit saw, and take one."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from rpam_lite.checkpoint.files import write_json
+from rpam_lite.errors import RpamError
+from rpam_lite.pipeline.artefacts import parent_gguf
+from rpam_lite.pipeline.measuring import Asking, Row, measure_row, row_key, write_coefficients_gguf
+from rpam_lite.pipeline.stage import Run, identity, parent_folders
+from rpam_lite.pipeline.traces import unseen_keys
+
+if TYPE_CHECKING:
+    from quant.frontier import Choice
+    from quant.records import Record
+    from quant.tasks.questions import Question
+    from rpam_lite.fit.coefficients import Coefficients
+    from rpam_lite.recipe import Dial
+
+FRONTIER = "frontier.json"
+POINTS_BELOW_LONG = 1.0  # where the recipe wishes nothing
+
+
+def unseen_questions(run: Run) -> list[Question]:
+    """Calibration questions to choose on, at most `dial.questions` of them, drawn with the run's seed.
+
+    Raises:
+        RpamError: The fit reads them all.
+    """
+    from quant.tasks.questions import load_questions
+
+    keys = unseen_keys(run)
+    if not keys:
+        raise RpamError(
+            f"{run.recipe.label.questions}: holds no question beside those that the fit reads, so that `dial.prices` "
+            "leaves nothing to choose on; add questions, or lower `capture.questions_per_class`."
+        )
+    count = min(len(keys), run.recipe.dial.questions)
+    drawn = set(random.Random(f"{run.recipe.seed}-dial").sample(keys, count))
+    return [q for q in load_questions(run.recipe.label.questions) if q.key in drawn]
+
+
+def choose_member(run: Run, members: Mapping[float, Coefficients]) -> float:
+    """Measure Long and every member greedily in llama.cpp, write the frontier, and give the price of the one taken."""
+    from quant.measures import by_question, measure
+    from quant.summary import summarize
+    from rpam_lite.report.plots import plot_dial
+
+    folder, questions = run.of("fit"), unseen_questions(run)
+    asking = _asking(run, questions)
+    long = _measured(run, Row("Long", "parent", 1.0, parent_gguf(run, "long")), asking)
+    rows: list[dict[str, Any]] = []
+    for price, coefficients in members.items():
+        records = _measured(run, _member(run, price, coefficients), asking)
+        found = measure(by_question(records), seed=run.recipe.seed)
+        summary = summarize(records, run.recipe.eval.long_think_tokens)
+        rows.append(
+            {
+                "price": price,
+                "accuracy": summary.accuracy,
+                "tokens": summary.tokens,
+                "long": summary.long,
+                "intervals": {name: [found[name].low, found[name].high] for name in ("pass@1", "tokens")},
+            }
+        )
+    target = summarize(long, run.recipe.eval.long_think_tokens)
+    choice, wish = _wished(run.recipe.dial, rows, target.accuracy, target.tokens)
+    taken = rows[choice.index]
+    told = {
+        "version": 1,
+        "questions": len(questions),
+        "long": {"accuracy": target.accuracy, "tokens": target.tokens},
+        "members": rows,
+        "wish": wish,
+        **asdict(choice),
+    }
+    write_json(folder / FRONTIER, told)
+    plot_dial(told, folder / "frontier.png")
+    run.say(
+        f"dial: of {len(rows)} members price {taken['price']:g} is taken ({wish}): "
+        f"{100 * taken['accuracy']:.1f} % at {taken['tokens']:.1f} tokens on {len(questions)} unseen calibration "
+        f"questions; Long has {100 * target.accuracy:.1f} % at {target.tokens:.1f}"
+    )
+    if not choice.met:
+        run.say("WARNING: no member does what is wished; this one is nearest to it. Add other `dial.prices`.")
+    return float(taken["price"])
+
+
+def _wished(dial: Dial, rows: list[dict[str, Any]], long_accuracy: float, long_tokens: float) -> tuple[Choice, str]:
+    """The member that the recipe wishes for, and the wish in words."""
+    from quant.frontier import cheapest_above, most_accurate_within
+
+    accuracy, tokens = [row["accuracy"] for row in rows], [row["tokens"] for row in rows]
+    if (share := dial.max_tokens_share) is not None:
+        return most_accurate_within(
+            accuracy, tokens, share * long_tokens
+        ), f"at most {100 * share:g} % of Long's tokens"
+    points = POINTS_BELOW_LONG if dial.max_points_below_long is None else dial.max_points_below_long
+    # Rounding alone must not decide.
+    least = long_accuracy - points / 100 - 1e-9
+    return cheapest_above(accuracy, tokens, least), f"at most {points:g} points below Long"
+
+
+def _member(run: Run, price: float, coefficients: Coefficients) -> Row:
+    recipe, name = run.recipe, f"price {price:g}"
+    file = run.of("fit") / f"member-{price:g}.gguf"
+    parents = " ".join(identity(folder) for folder in parent_folders(recipe))
+    made_from = json.dumps(
+        [parents, coefficients.model_dump(), recipe.merge.dtype, recipe.merge.donor, recipe.export.type]
+    )
+    return Row(name, "merge", None, file, partial(write_coefficients_gguf, run, coefficients, file, name), made_from)
+
+
+def _measured(run: Run, row: Row, asking: Asking) -> list[Record]:
+    """The row's records, beside the samples of the labels: a changed fit must find those of Long."""
+    from quant.records import RECORD_VERSION
+
+    key = row_key(row, json.dumps([RECORD_VERSION, run.recipe.eval.max_tokens]))
+    return measure_row(run, row, asking, run.folder / "samples" / f"dial-{key}.jsonl")
+
+
+def _asking(run: Run, questions: list[Question]) -> Asking:
+    from quant.asking import make_requests
+    from quant.tasks.task import IN_BOX
+    from rpam_lite.pipeline.stages import donor_opens_think, donor_prompts
+
+    requests = make_requests(questions, donor_prompts(run, questions), run.recipe.eval.max_tokens)
+    return Asking(questions, requests, donor_opens_think(run), IN_BOX)

@@ -1,0 +1,99 @@
+"""The dial: from a token's price to labels and weights, and from a family of merges to the one wished for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quant.frontier import cheapest_above, most_accurate_within
+from rpam_lite.errors import RpamError
+from rpam_lite.patterns.price import family, priced, regret
+from rpam_lite.patterns.rule import Score, cost
+from rpam_lite.recipe import load_recipe, with_dial
+from tests.conftest import ROOT
+
+
+def row(long: int, short: int, tokens_long: float = 100, tokens_short: float = 10, key: str = "q") -> dict[str, Any]:
+    return {
+        "key": key,
+        "level": 1,
+        "prompt_ids": [1],
+        "samples_long": 4,
+        "samples_short": 4,
+        "correct_long": long,
+        "correct_short": short,
+        "tokens_long": tokens_long,
+        "tokens_short": tokens_short,
+        "response_long": [7, 8],
+        "response_short": [9],
+    }
+
+
+def test_the_regret_is_accuracy_less_the_price_of_tokens() -> None:
+    assert regret(row(4, 1), price=0) == 75
+    assert regret(row(4, 1), price=100) == pytest.approx(75 - 9)
+    assert regret(row(4, 4), price=100) == pytest.approx(-9)
+
+
+def test_without_a_price_what_both_can_do_weighs_nothing() -> None:
+    assert priced(row(4, 4), 0).weight == 0
+    assert (priced(row(4, 1), 0).selected, priced(row(4, 1), 0).weight) == ("long", 75)
+    assert priced(row(0, 0), 500).weight == 0
+
+
+@given(
+    st.integers(0, 4),
+    st.integers(0, 4),
+    st.floats(1, 500),
+    st.floats(1, 500),
+    st.floats(0, 5000, allow_subnormal=False),
+)
+def test_it_selects_what_the_rule_cost_selects(
+    long: int, short: int, tokens_long: float, tokens_short: float, price: float
+) -> None:
+    found = priced(row(long, short, tokens_long, tokens_short), price)
+    label = cost(Score(long, tokens_long), Score(short, tokens_short), 4, price)
+    if label is None:
+        assert found.weight == 0
+    elif abs(regret(row(long, short, tokens_long, tokens_short), price)) > 1e-6:
+        assert found.selected == label
+
+
+def test_a_family_shares_its_traces() -> None:
+    rows = [row(4, 1, key="hard"), row(4, 4, key="easy"), row(0, 0, key="hopeless")]
+    found = family(rows, [0, 2000])
+    # At 2000 points a 1000 tokens, 90 more tokens cost 180 points: more than the hard question gains.
+    assert [(t.key, t.label, t.response_ids) for t in found.traces] == [
+        ("hard", "long", (7, 8)),
+        ("hard", "short", (9,)),
+        ("easy", "short", (9,)),
+    ]
+    assert found.weights[0] == [75, 0, 0]
+    assert found.weights[2000] == pytest.approx([0, 105, 180])
+
+
+def test_a_question_that_one_parent_was_never_asked_is_passed_over() -> None:
+    assert family([row(4, 1) | {"samples_long": 0, "tokens_long": None}], [10]).traces == []
+
+
+def test_the_wish_is_met_where_it_can_be() -> None:
+    accuracy, tokens = [0.5, 0.9, 0.8], [10.0, 100.0, 60.0]
+    assert vars(most_accurate_within(accuracy, tokens, 70)) == {"index": 2, "met": True}
+    assert vars(most_accurate_within(accuracy, tokens, 5)) == {"index": 0, "met": False}
+    assert vars(cheapest_above(accuracy, tokens, 0.75)) == {"index": 2, "met": True}
+    assert vars(cheapest_above(accuracy, tokens, 0.95)) == {"index": 1, "met": False}
+
+
+def test_the_command_lines_dial_takes_the_recipes_place() -> None:
+    recipe = load_recipe(ROOT / "recipes/tiny.yaml")
+    found = with_dial(recipe, "0,50", {"max_tokens_share": 0.5})
+    assert (found.dial.prices, found.dial.max_tokens_share) == ((0, 50), 0.5)
+    assert found.parents == recipe.parents
+    for wrong in ("a", "1,1", "-1", "nan", "inf", ""):
+        with pytest.raises(RpamError, match="--price"):
+            with_dial(recipe, wrong, {})
+    with pytest.raises(RpamError, match="not both"):
+        with_dial(recipe, "1", {"max_tokens_share": 0.5, "max_points_below_long": 1.0})
