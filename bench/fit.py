@@ -50,7 +50,7 @@ def open_problem(folder: Path, way: Way) -> tuple[Problem, Stores]:
     questions = load_questions(folder / "capture")
     long, short = CheckpointSource(folder / "long"), CheckpointSource(folder / "short")
     skeleton = Skeleton(folder / "short")
-    settings = Fit()
+    settings = Fit(alignment_weight=0.1, contrastive_weight=0.05, kl_form="mean")
     chosen = list(range(len(questions)))
     batches = load_batches(
         folder / "capture", questions, chosen, way.micro_tokens, question_shares(questions, 1.0), settings

@@ -126,7 +126,7 @@ def measure(args: argparse.Namespace, codec: Any, residency: Any, folder: Path) 
         groups = micro_batches([len(t) for t in questions.token_ids], MICRO_TOKENS)
         if not (folder / "targets.safetensors").exists():
             capture(source, ends, questions, groups, 64, folder, dtype)
-        settings = Fit()
+        settings = Fit(alignment_weight=0.1, contrastive_weight=0.05, kl_form="mean")
         shares = question_shares(questions, 1.0)
         chosen = list(range(len(questions)))
         batches = load_batches(folder, questions, chosen, MICRO_TOKENS, shares, settings)

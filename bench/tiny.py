@@ -94,8 +94,15 @@ def main() -> None:
     parser.add_argument("--per-level", type=int, default=4)
     args = parser.parse_args()
     random.seed(1)
-    settings = Fit(steps=40, tolerance=0.0, long_weight=2.0)
-    patient = Fit(steps=80, tolerance=0.0, long_weight=2.0)
+    terms = {
+        "alignment_weight": 0.1,
+        "contrastive_weight": 0.05,
+        "kl_form": "mean",
+        "tolerance": 0.0,
+        "long_weight": 2.0,
+    }
+    settings = Fit.model_validate(terms | {"steps": 40})
+    patient = Fit.model_validate(terms | {"steps": 80})
     questions = written_questions(args.per_level)
     fits, errors = {}, {}
     with tempfile.TemporaryDirectory() as folder:

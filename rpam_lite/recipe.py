@@ -142,7 +142,7 @@ class Release(_Section):
 
 
 # The paper's objective in its corrected form: hidden states alone.
-_PAPER = {"alignment_weight": 1.0, "contrastive_weight": 1.0, "kl_weight": 0.0}
+_PAPER = {"alignment_weight": 1.0, "contrastive_weight": 1.0, "kl_weight": 0.0, "sequential": True}
 
 
 class Fit(_Section):
@@ -158,8 +158,8 @@ class Fit(_Section):
     granularity: Literal["scalar", "layer", "block", "matrix", "row"] = "layer"
     start: float = 0.5
     alignment: Literal["gap", "mean", "raw", "cosine"] = Field("gap", description="form of the alignment term")
-    alignment_weight: NonNegative = 0.1
-    contrastive_weight: NonNegative = 0.05
+    alignment_weight: NonNegative = 0.0
+    contrastive_weight: NonNegative = 0.0
     kl_weight: NonNegative = 1.0
     temperature: float = Field(0.1, gt=0, description="tau of the contrastive term")
     output_contrast_weight: NonNegative = Field(
@@ -167,14 +167,17 @@ class Fit(_Section):
     )
     likelihood_weight: NonNegative = Field(0.0, description="of the selected answer's negative log-likelihood")
     output_temperature: float = Field(1.0, gt=0, description="tau of the output contrast, in nats")
+    kl_form: Literal["sequence", "mean"] = Field(
+        "sequence", description="sum over the answer's tokens, its divergence as a whole; or their mean"
+    )
     decision_share: Share = Field(
-        0.5, description="share of the KL term that the answer's first token has; 0 weighs all tokens alike"
+        0.5, description="of `kl_form: mean`: share of the answer's first token; 0 weighs all tokens alike"
     )
     kl_tokens: Positive | None = Field(None, description="the KL term reads the first so many tokens; all without it")
     long_weight: float = Field(1.0, gt=0, description="weight of a question that selects Long, by that of the others")
     ridge: NonNegative = Field(0.0, description="weight of lambda's variance")
     smoothness: NonNegative = Field(0.0, description="weight of lambda's squared steps from layer to layer")
-    sequential: bool = Field(True, description="start with a closed-form fit, layer by layer (not for scalar)")
+    sequential: bool = Field(False, description="start with a closed-form fit of the alignment, layer by layer")
     optimizer: Literal["adam", "lbfgs"] = "adam"
     steps: Positive = Field(60, description="of the joint fit at most, each on the whole calibration set")
     tolerance: NonNegative = Field(
@@ -194,6 +197,8 @@ class Fit(_Section):
 
     @model_validator(mode="after")
     def _start_is_inside(self) -> Fit:
+        if self.kl_form == "sequence" and "decision_share" in self.model_fields_set:
+            raise ValueError("`decision_share` is read under `kl_form: mean` alone; set that, or take it out")
         if not self.lower <= self.start <= self.upper:
             raise ValueError(f"`start` {self.start} must lie between `lower` {self.lower} and `upper` {self.upper}")
         return self

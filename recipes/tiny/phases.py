@@ -110,22 +110,24 @@ ARITHMETIC = {
 TRADES = {
     phase.name: phase
     for phase in (
+        # Copying a line of the question comes first here too.
+        Phase("copying", None, always(trades.long_response), steps=700, learning_rate=1.5e-3, warmup=100, decay=False),
         Phase(
             "base",
-            None,
+            "copying",
             mixed(trades.long_response, trades.short_response),
-            steps=1500,
+            steps=700,
             learning_rate=1.5e-3,
-            warmup=200,
+            warmup=20,
             easy_from=0,
-            hard_share=0.3,
+            hard_share=0.5,
         ),
-        Phase("long", "base", always(trades.long_response), steps=200, learning_rate=3e-4, warmup=20, hard_share=0.6),
+        Phase("long", "base", always(trades.long_response), steps=100, learning_rate=3e-4, warmup=20, hard_share=0.6),
         Phase(
             "short",
             "base",
             always(trades.short_response),
-            steps=300,
+            steps=200,
             learning_rate=3e-4,
             warmup=20,
             easy_from=0,

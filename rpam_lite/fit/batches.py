@@ -84,14 +84,16 @@ def make_batch(
         target_rows=torch.cat([torch.full_like(c, row) for row, c in enumerate(columns)]),
         target_columns=torch.cat(columns),
         targets=_joined([targets[0][q] for q in chosen]),
-        target_weights=torch.cat(
-            [position_weights(len(c), settings.decision_share, settings.kl_tokens) for c in columns]
-        ),
+        target_weights=torch.cat([_weights(len(c), settings) for c in columns]),
         next_ids=torch.cat(follows),
         decisions=counts.cumsum(0) - counts,
         other=_joined([targets[1][q] for q in chosen]),
         shares=shares[chosen],
     )
+
+
+def _weights(positions: int, settings: Fit) -> torch.Tensor:
+    return position_weights(positions, settings.kl_form, settings.decision_share, settings.kl_tokens)
 
 
 def _joined(targets: list[Targets]) -> Targets:

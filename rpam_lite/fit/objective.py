@@ -21,6 +21,7 @@ from typing import Literal
 import torch
 
 AlignmentForm = Literal["gap", "mean", "raw", "cosine"]
+KlForm = Literal["sequence", "mean"]
 
 
 def squared_distance(a: torch.Tensor, b: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -124,24 +125,30 @@ def output_contrast(to_selected: torch.Tensor, to_other: torch.Tensor, temperatu
     return torch.nn.functional.softplus((to_selected - to_other) / temperature)
 
 
-def position_weights(positions: int, decision_share: float, window: int | None = None) -> torch.Tensor:
-    """Weights of one question's target positions, float64 [positions], with sum 1.
-
-    The first one, the last prompt token, decides between a long and a short answer. In a plain mean
-    it would count forty times less in a long answer than in a short one.
+def position_weights(
+    positions: int, form: KlForm, decision_share: float = 0.0, window: int | None = None
+) -> torch.Tensor:
+    """Weights of one question's target positions, float64 [positions].
 
     Args:
-        positions: How many there are.
-        decision_share: Share of the first one; the others divide the rest evenly. 0 is the plain mean.
+        positions: How many there are; the first one, the last prompt token, decides between a long and a
+            short answer.
+        form: `sequence`, 1 each: by the chain rule the sum of the positions' KL divergences is that of
+            whole answers, in nats, so that the decision and every step of a chain of thought count by the
+            harm they do; `mean`, with sum 1.
+        decision_share: Of `mean`: share of the first one; the others divide the rest evenly. In a plain mean
+            (0) it would count forty times less in a long answer than in a short one.
         window: How many of them count, from the first on; all of them without it.
     """
     counted = min(positions, window or positions)
     weights = torch.zeros(positions, dtype=torch.float64)
-    if decision_share == 0 or counted == 1:
+    if form == "sequence":
+        weights[:counted] = 1
+    elif decision_share == 0 or counted == 1:
         weights[:counted] = 1 / counted
-        return weights
-    weights[1:counted] = (1 - decision_share) / (counted - 1)
-    weights[0] = decision_share
+    else:
+        weights[1:counted] = (1 - decision_share) / (counted - 1)
+        weights[0] = decision_share
     return weights
 
 

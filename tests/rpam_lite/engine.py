@@ -26,6 +26,9 @@ QUESTIONS = [
 ]
 MICRO_TOKENS = 40
 
+# A term of the hidden states, a contrastive one and one of the outputs.
+EVERY_KIND = {"alignment_weight": 0.1, "contrastive_weight": 0.05, "kl_form": "mean"}
+
 
 def engine(pair: Path, questions: CalibrationSet, **source: Any) -> tuple[Skeleton, WeightSource, Ends]:
     """Skeleton, layers and ends of a pair."""
@@ -51,7 +54,7 @@ def problem_of(pair: Path, captured: Path, dtype: torch.dtype, mine: list[int] |
     """The objective of a captured pair."""
     questions = load_questions(captured)
     skeleton, source, ends = engine(pair, questions)
-    settings = Fit.model_validate(fit)
+    settings = Fit.model_validate(EVERY_KIND | fit)
     shares = question_shares(questions, settings.long_weight).to(dtype)
     chosen = list(range(len(questions))) if mine is None else mine
     return Problem(

@@ -84,7 +84,7 @@ def outputs_of_question(logprobs: torch.Tensor, problem: Problem, q: int, batch:
     count = len(ids) - first
     window = min(settings.kl_tokens or count, count)
     own = settings.decision_share
-    weights = [own] + [(1 - own) / (window - 1)] * (window - 1)
+    weights = [1.0] * window if settings.kl_form == "sequence" else [own] + [(1 - own) / (window - 1)] * (window - 1)
     kl = sum(w * divergence(first + i, selected, i) for i, w in enumerate(weights))
     to_selected, to_other = divergence(first, selected, 0), divergence(first, other, 0)
     tau = settings.output_temperature
@@ -118,6 +118,7 @@ def test_every_loss_in_fp64(
     [
         {"output_contrast_weight": 0.4, "output_temperature": 0.5},
         {"likelihood_weight": 0.6, "kl_weight": 0.0},
+        {"kl_form": "mean", "decision_share": 0.3},
         {"output_contrast_weight": 0.4, "likelihood_weight": 0.6, "kl_tokens": 3, "alignment_weight": 0.0},
     ],
 )

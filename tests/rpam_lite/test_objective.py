@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -113,8 +115,20 @@ def test_sum_by_question() -> None:
 
 @given(st.integers(1, 300), st.floats(0, 1))
 def test_position_weights_sum_to_one_and_the_first_has_its_share(positions: int, share: float) -> None:
-    weights = objective.position_weights(positions, share)
+    weights = objective.position_weights(positions, "mean", share)
     assert abs(float(weights.sum()) - 1) < 1e-9
     if positions > 1 and share > 0:
         assert float(weights[0]) == share
-    assert objective.position_weights(4, 0.0).tolist() == [0.25] * 4
+    assert objective.position_weights(4, "mean").tolist() == [0.25] * 4
+
+
+def test_as_a_sequence_every_position_counts_once() -> None:
+    assert objective.position_weights(4, "sequence").tolist() == [1, 1, 1, 1]
+    assert objective.position_weights(4, "sequence", window=2).tolist() == [1, 1, 0, 0]
+    assert objective.position_weights(4, "mean", 0.5, window=3).tolist() == [0.5, 0.25, 0.25, 0]
+
+
+def test_the_contrast_is_log_two_in_the_middle_and_falls_towards_the_selected_parent() -> None:
+    near, far = torch.tensor([0.1]), torch.tensor([3.0])
+    assert objective.output_contrast(near, near, 1.0).item() == pytest.approx(math.log(2))
+    assert objective.output_contrast(near, far, 1.0) < objective.output_contrast(near, far, 5.0) < math.log(2)
