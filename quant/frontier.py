@@ -62,6 +62,29 @@ def gain_over_curve(model: Sequence[Record], curve: Sequence[Sequence[Record]], 
     )
 
 
+def threshold_policies(short: Sequence[Record], long: Sequence[Record]) -> tuple[list[float], list[float]]:
+    """Mean tokens and accuracy of the policies that think from one level of difficulty on, and below it never.
+
+    What a merge could do that keeps both parents' answers and knows the level: an upper limit, not a model.
+
+    Args:
+        short: Records of the Short parent, in the order of the questions.
+        long: Of the Long parent, on the same questions.
+
+    Returns:
+        By threshold, from one above the hardest level (Short) down to the easiest (Long).
+    """
+    answers = by_question(short), by_question(long)
+    require_same_questions(*answers)
+    accuracy, tokens = ([getattr(a, name).mean(1) for a in answers] for name in ("correct", "tokens"))
+    levels = np.array(answers[0].levels)
+    steps = [np.zeros(len(levels), bool), *(levels >= level for level in sorted(set(levels.tolist()), reverse=True))]
+    return (
+        [float(np.where(thinks, tokens[1], tokens[0]).mean()) for thinks in steps],
+        [float(np.where(thinks, accuracy[1], accuracy[0]).mean()) for thinks in steps],
+    )
+
+
 @dataclass(frozen=True)
 class Choice:
     """A member of a family of models, and whether it does what was wished."""

@@ -1,0 +1,231 @@
+"""Does the merge beat plain interpolation? Every method on trained pairs, against the scalar curve at equal tokens.
+
+    python -m bench.quality [--pair DIR ...] [--out runs/quality] [--full]
+
+A pair is a folder with long/, short/ and base/, made by recipes/tiny/train.py; `family` in its pair.json
+says which questions it answers (arithmetic without one). Methods see the calibration split alone, and all
+are measured on the same questions of the evaluation split, greedily in llama.cpp. Interrupted, it goes on.
+
+The short form takes 50 questions a level, nine interpolations and the methods that need no long fit; --full
+takes 200, nineteen, every method, and samples at temperature 0.6 too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bench.quality_table import Measured, measured_rows, table, write_picture
+from quant import evaluate, load
+from quant.engines import Sampling
+from quant.records import Record
+from quant.tasks.catalog import load_tasks
+from quant.tasks.questions import TaskFile
+from recipes.tiny.families import FAMILIES
+from recipes.tiny.questions import question_lines
+from rpam_lite.checkpoint.files import write_json, write_text
+from rpam_lite.fit.coefficients import Coefficients, grouping, scalar
+from rpam_lite.pipeline.artefacts import exported_gguf, parent_gguf, quantized_gguf
+from rpam_lite.pipeline.measuring import write_coefficients_gguf
+from rpam_lite.pipeline.stage import Run, fingerprint, is_done, needed_by
+from rpam_lite.pipeline.trip import STAGES, run_one
+from rpam_lite.recipe import load_recipe
+from rpam_lite.streaming.skeleton import Skeleton
+from rpam_lite.terminal import progress_bars
+
+ROOT = Path(__file__).parents[1]
+MAX_TOKENS, LONG_THINK_TOKENS, PARALLEL = 320, 8, 32
+OURS = "adaptive"
+
+Changes = dict[str, dict[str, Any]]
+# Changes to the recipe by method; the first is what the project makes without being told anything.
+QUICK: dict[str, Changes] = {
+    OURS: {},
+    "adaptive, Short twice": {"fit": {"long_weight": 0.5}},
+    "adaptive, Short five times": {"fit": {"long_weight": 0.2}},
+    "task arithmetic": {"merge": {"method": "task_arithmetic"}},
+    "TIES": {"merge": {"method": "ties"}},
+    "DARE-TIES": {"merge": {"method": "dare_ties"}},
+    "AIM": {"merge": {"method": "aim"}},
+    "ACM": {"merge": {"method": "acm"}},
+    "Sens": {"merge": {"method": "sens"}},
+    "ReACT fold": {"merge": {"method": "react"}},
+}
+SLOW: dict[str, Changes] = {
+    "adaptive, a block": {"fit": {"granularity": "block"}},
+    "adaptive, a matrix": {"fit": {"granularity": "matrix"}},
+    "adaptive, a row": {"fit": {"granularity": "row"}},
+    "paper": {"fit": {"preset": "paper"}},
+    "ProDistill (no contrast)": {"fit": {"preset": "paper", "contrastive_weight": 0.0}},
+    "release": {"fit": {"preset": "release", "release": {"prompt_tokens": 128, "epochs": 50}}},
+    "FIM": {"merge": {"method": "fim"}},
+    "WUDI": {"merge": {"method": "wudi"}},
+}
+
+
+@dataclass(frozen=True)
+class Form:
+    """How much is measured."""
+
+    per_level: int
+    curve: tuple[float, ...]
+    methods: dict[str, Changes]
+    samplings: dict[str, tuple[Sampling, int]]
+
+
+SHORT_FORM = Form(50, tuple(n / 10 for n in range(1, 10)), QUICK, {"greedy": (Sampling(0.0), 1)})
+FULL_FORM = Form(
+    200,
+    tuple(n / 20 for n in range(1, 20)),
+    QUICK | SLOW,
+    {"greedy": (Sampling(0.0), 1), "sampled": (Sampling(0.6, 0.95, 20, seed=1), 2)},
+)
+
+
+def family_of(pair: Path) -> str:
+    """The family of questions that a pair answers."""
+    file = pair / "pair.json"
+    return str(json.loads(file.read_text(encoding="utf-8"))["family"]) if file.exists() else "arithmetic"
+
+
+def write_recipe(pair: Path, folder: Path, per_level: int, changes: Changes) -> Path:
+    """The shipped recipe for this pair and its questions, with one method's changes; the file's path."""
+    family = FAMILIES[family_of(pair)]
+    recipe = yaml.safe_load((ROOT / "recipes/tiny.yaml").read_text(encoding="utf-8"))
+    recipe["name"] = folder.name
+    recipe["parents"] = {name: str((pair / name).resolve()) for name in ("long", "short", "base")}
+    for split, count, section in (("calibration", 32, "label"), ("evaluation", per_level, "eval")):
+        file = folder / f"{split}-{count}.jsonl"
+        if not file.exists():
+            write_text(file, question_lines(split, count, seed=1, family=family))  # type: ignore[arg-type]
+        recipe[section]["questions"] = file.name
+    recipe["eval"]["grader"] = family.grader
+    recipe["quantize"]["types"] = ["Q4_K_M"]
+    for section, values in changes.items():
+        recipe[section] = recipe.get(section, {}) | values
+    written = folder / "recipe.yaml"
+    write_text(written, yaml.safe_dump(recipe, sort_keys=False))
+    return written
+
+
+def ensure(run: Run, stage: str) -> None:
+    """Run a stage, and what it needs, where that is not done for this recipe."""
+    if not STAGES[stage].applies(run.recipe) or is_done(STAGES[stage], STAGES, run):
+        return
+    for needed in needed_by(STAGES[stage], STAGES, run.recipe):
+        ensure(run, needed)
+    run_one(stage, run)
+
+
+def merged_files(run: Run, method: str, models: Path) -> dict[str, Path]:
+    """GGUF files of one method by name, made unless they are there; ours quantized too."""
+    made = [fingerprint(STAGES[stage], run.recipe)[:8] for stage in ("label", "capture", "fit", "statistics", "merge")]
+    stem = f"{method.replace(' ', '-').replace(',', '')}-{'-'.join(made)}"
+    wanted = {method: models / f"{stem}.gguf"}
+    if method == OURS:
+        wanted[f"{method} Q4_K_M"] = models / f"{stem}-q4_k_m.gguf"
+    if not all(file.exists() for file in wanted.values()):
+        ensure(run, "quantize" if len(wanted) > 1 else "export")
+        for file, source in zip(wanted.values(), (exported_gguf(run), quantized_gguf(run, "Q4_K_M")), strict=False):
+            file.write_bytes(source.read_bytes())
+    return wanted
+
+
+def partial_scalars(run: Run, weight: float) -> dict[str, Coefficients]:
+    """Interpolation of some of the tensors alone: the MLPs, or the later half of the layers; the rest stays Short's."""
+    skeleton = Skeleton(run.pair().donor.folder)
+    groups = list(grouping(skeleton.tensors(), "block").rows)
+    late = tuple(f"layers.{i}." for i in range(skeleton.layers // 2, skeleton.layers))
+    chosen = {
+        f"MLPs alone {weight:g}": [g for g in groups if g.endswith(".mlp")],
+        f"later layers alone {weight:g}": [g for g in groups if g.startswith(late)],
+    }
+    return {
+        name: Coefficients(granularity="block", values={g: weight if g in inside else 0.0 for g in groups})
+        for name, inside in chosen.items()
+    }
+
+
+def all_models(pair: Path, folder: Path, form: Form, progress: Any) -> Iterator[tuple[str, str, Path]]:
+    """Name, kind and GGUF file of every model of a pair, made as they are asked for."""
+    models = folder / "models"
+    models.mkdir(parents=True, exist_ok=True)
+
+    def open_run(changes: Changes) -> Run:
+        recipe = load_recipe(write_recipe(pair, folder, form.per_level, changes))
+        return Run(recipe, folder / "run", progress, print)
+
+    run = open_run({})
+    ensure(run, "capture")
+    yield "Short", "curve", parent_gguf(run, "short")
+    interpolated = {f"scalar {w:g}": scalar(w) for w in form.curve}
+    elsewhere = partial_scalars(run, 1.0) | partial_scalars(run, 0.7)
+    for name, coefficients in (interpolated | elsewhere).items():
+        file = models / f"{name.replace(' ', '-')}.gguf"
+        if not file.exists():
+            write_coefficients_gguf(run, coefficients, file, name)
+        yield name, "curve" if name in interpolated else "method", file
+    yield "Long", "curve", parent_gguf(run, "long")
+    for method, changes in form.methods.items():
+        for name, file in merged_files(open_run(changes), method, models).items():
+            yield name, "method", file
+
+
+def measure_pair(pair: Path, folder: Path, form: Form) -> dict[str, Measured]:
+    """Measured models of a pair, by way of sampling."""
+    found: dict[str, dict[str, tuple[str, list[Record]]]] = {how: {} for how in form.samplings}
+    with progress_bars() as progress:
+        for name, kind, file in all_models(pair, folder, form, progress):
+            (task,) = load_tasks(
+                [TaskFile(folder / f"evaluation-{form.per_level}.jsonl", grader=FAMILIES[family_of(pair)].grader)]
+            )
+            engine = load(file, parallel=PARALLEL, threads=1)
+            try:
+                for how, (sampling, samples) in form.samplings.items():
+                    step = progress.start(f"{name}, {how}", samples * len(task.questions))
+                    result = evaluate(
+                        engine,
+                        [task],
+                        samples=samples,
+                        sampling=sampling,
+                        max_tokens=MAX_TOKENS,
+                        long_think_tokens=LONG_THINK_TOKENS,
+                        records=folder / "records",
+                        on_record=lambda model, task, step=step: step(""),  # type: ignore[misc]
+                    )
+                    (run,) = result.runs
+                    found[how][name] = kind, list(run.records[task.name])
+            finally:
+                engine.close()
+    return {how: measured_rows(models, LONG_THINK_TOKENS) for how, models in found.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Methods against the scalar curve at equal tokens, on trained pairs.")
+    parser.add_argument(
+        "--pair", type=Path, nargs="+", default=[ROOT / "recipes/tiny"], help="folders of trained pairs"
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/quality"), help="runs, records and results")
+    parser.add_argument("--full", action="store_true", help="some hours instead of a quarter of one")
+    args = parser.parse_args()
+    form = FULL_FORM if args.full else SHORT_FORM
+    results: dict[str, dict[str, Measured]] = {}
+    for pair in args.pair:
+        folder = args.out / f"bench-{pair.resolve().name}"
+        folder.mkdir(parents=True, exist_ok=True)
+        results[pair.resolve().name] = measure_pair(pair, folder, form)
+    write_json(args.out / "quality.json", {"version": 1, "questions_a_level": form.per_level, "pairs": results})
+    write_picture(results, args.out / "quality.png")
+    for name, ways in results.items():
+        for how, rows in ways.items():
+            print(f"\n{name}, {how}, {form.per_level} questions a level\n\n{table(rows)}")
+
+
+if __name__ == "__main__":
+    main()
