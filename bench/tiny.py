@@ -83,9 +83,9 @@ def fit(problem: Problem, stores: Stores, sequential: bool) -> Fitted:
 
 def layer_runs_to(curve: list[dict[str, float]], goal: float, layers: int, before: float) -> float:
     """Layer evaluations (forward, or recompute with backward) until the loss is at the goal."""
-    for entry in curve:
+    for gradients, entry in enumerate(curve, 1):
         if entry["loss"] <= goal:
-            return before + entry["evaluations"] * 2 * layers
+            return before + gradients * 2 * layers
     return float("inf")
 
 
@@ -98,6 +98,7 @@ def main() -> None:
         "alignment_weight": 0.1,
         "contrastive_weight": 0.05,
         "kl_form": "mean",
+        "optimizer": "adam",
         "tolerance": 0.0,
         "long_weight": 2.0,
     }

@@ -178,10 +178,11 @@ class Fit(_Section):
     ridge: NonNegative = Field(0.0, description="weight of lambda's variance")
     smoothness: NonNegative = Field(0.0, description="weight of lambda's squared steps from layer to layer")
     sequential: bool = Field(False, description="start with a closed-form fit of the alignment, layer by layer")
-    optimizer: Literal["adam", "lbfgs"] = "adam"
-    steps: Positive = Field(60, description="of the joint fit at most, each on the whole calibration set")
+    optimizer: Literal["lbfgs", "adam"] = Field("lbfgs", description="L-BFGS-B, or Adam, which needs more steps")
+    steps: Positive = Field(30, description="of the joint fit at most, each a gradient on the whole calibration set")
     tolerance: NonNegative = Field(
-        1e-3, description="stop when ten steps lower the loss by less than this share; 0: never"
+        1e-3,
+        description="stop when one step of L-BFGS-B, or ten of Adam, lower the loss by less than this share; 0: never",
     )
     learning_rate: float = Field(0.05, gt=0, description="of Adam")
     hessian: bool = Field(False, description="write the Hessian's eigenvalues (two gradients a lambda)")

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from math import cos, pi
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.optimize import minimize
 
 from rpam_lite.checkpoint.files import whole_file
 from rpam_lite.errors import RpamError
@@ -25,7 +28,7 @@ class Fitted:
 
     Attributes:
         values: The best lambdas seen, float32 [values].
-        curve: One entry a step: every term, the regularizer, the loss, and gradient evaluations so far.
+        curve: One entry a step, which is one gradient: every term, the regularizer and the loss.
         stopped: Why it ended: "steps" or "converged".
     """
 
@@ -55,57 +58,45 @@ def fit_jointly(
     Raises:
         RpamError: The loss is not finite.
     """
+    by = {"adam": _adam, "lbfgs": _lbfgs}[problem.settings.optimizer]
+    return by(problem, start, stores, reduce, state_file, on_step)
+
+
+def _adam(
+    problem: Problem,
+    start: torch.Tensor,
+    stores: Stores,
+    reduce: Reducer,
+    state_file: Path | None,
+    on_step: Callable[[str], None],
+) -> Fitted:
     settings = problem.settings
     values = start.detach().clone().requires_grad_()
-    optimizer = _optimizer(values, settings.optimizer, settings.learning_rate)
-    neighbours = problem.grouping.neighbours().to(problem.device)
+    optimizer = torch.optim.Adam([values], lr=settings.learning_rate)
     curve: list[dict[str, float]] = []
     best = start.detach().clone()
-    evaluations = 0
     if state_file is not None and state_file.exists():
         state = torch.load(state_file, weights_only=True, map_location=problem.device)
         values.data.copy_(state["values"])
-        best = state["best"]
+        best, curve = state["best"], state["curve"]
         optimizer.load_state_dict(state["optimizer"])
-        curve, evaluations = state["curve"], state["evaluations"]
         for _ in curve:
             on_step("")
-    seen: dict[str, float] = {}
-
-    def closure() -> float:
-        nonlocal evaluations
-        evaluations += 1
-        terms, gradient = joint_gradient(problem, values.detach(), stores, reduce)
-        penalty, of_penalty = _regularizer(values.detach(), settings.ridge, settings.smoothness, neighbours)
-        loss = (weighted_terms(problem).to(terms) * terms).sum() + penalty
-        if not torch.isfinite(loss):
-            raise RpamError(
-                f"The fit's loss is {loss.item()} at step {len(curve) + 1}; lower `fit.learning_rate` "
-                f"({settings.learning_rate}) in the recipe."
-            )
-        values.grad = gradient + of_penalty
-        if not seen:
-            # The first evaluation of a step is that of the values that the step starts from.
-            seen.update(dict(zip(TERMS, terms.tolist(), strict=True)))
-            seen.update(regularizer=float(penalty), loss=float(loss))
-        return float(loss)
-
     stopped = "steps"
     for step in range(len(curve), settings.steps):
         for group in optimizer.param_groups:
-            if settings.optimizer == "adam":
-                group["lr"] = settings.learning_rate * (0.55 + 0.45 * cos(pi * step / settings.steps))
-        seen.clear()
+            group["lr"] = settings.learning_rate * (0.55 + 0.45 * cos(pi * step / settings.steps))
         before = values.detach().clone()
-        optimizer.step(closure)
+        seen, values.grad = _evaluate(problem, before, stores, reduce, step)
+        optimizer.step()
         values.data.clamp_(settings.lower, settings.upper)
         if not curve or seen["loss"] < min(entry["loss"] for entry in curve):
             best = before
-        curve.append(seen | {"evaluations": float(evaluations)})
+        curve.append(seen)
         if state_file is not None:
             state = {"values": values.detach(), "best": best, "optimizer": optimizer.state_dict(), "curve": curve}
             with whole_file(state_file) as part:
-                torch.save(state | {"evaluations": evaluations}, part)
+                torch.save(state, part)
         on_step(f"loss {seen['loss']:.4f}")
         if _converged([entry["loss"] for entry in curve], settings.tolerance):
             stopped = "converged"
@@ -113,10 +104,68 @@ def fit_jointly(
     return Fitted(best, curve, stopped)
 
 
-def _optimizer(values: torch.Tensor, name: str, learning_rate: float) -> torch.optim.Optimizer:
-    if name == "adam":
-        return torch.optim.Adam([values], lr=learning_rate)
-    return torch.optim.LBFGS([values], lr=1, max_iter=1, max_eval=5, history_size=20, line_search_fn="strong_wolfe")
+def _lbfgs(
+    problem: Problem,
+    start: torch.Tensor,
+    stores: Stores,
+    reduce: Reducer,
+    state_file: Path | None,
+    on_step: Callable[[str], None],
+) -> Fitted:
+    """L-BFGS-B (Byrd et al. 1995): what it asks depends on the answers alone, so that their list resumes it."""
+    settings = problem.settings
+    curve: list[dict[str, float]] = []
+    asked: list[torch.Tensor] = []
+    gradients: list[torch.Tensor] = []
+    kept = 0
+    if state_file is not None and state_file.exists():
+        state = torch.load(state_file, weights_only=True, map_location=problem.device)
+        curve, gradients = state["curve"], state["gradients"]
+        kept = len(curve)
+
+    def loss_and_gradient(point: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        step = len(asked)
+        if step == settings.steps:
+            raise StopIteration  # SciPy looks at its own limit between line searches only
+        asked.append(torch.from_numpy(point).to(start))
+        if step >= kept:
+            seen, gradient = _evaluate(problem, asked[-1], stores, reduce, step)
+            curve.append(seen)
+            gradients.append(gradient)
+            if state_file is not None:
+                with whole_file(state_file) as part:
+                    torch.save({"curve": curve, "gradients": gradients}, part)
+        on_step(f"loss {curve[step]['loss']:.4f}")
+        return curve[step]["loss"], gradients[step].double().cpu().numpy()
+
+    bounds = [(settings.lower, settings.upper)] * len(start)
+    first = start.clamp(settings.lower, settings.upper).double().cpu().numpy()
+    options = {"maxcor": 20, "ftol": settings.tolerance, "gtol": 0.0}
+    try:
+        minimize(loss_and_gradient, first, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+        stopped = "converged"
+    except StopIteration:
+        stopped = "steps"
+    best = min(range(len(asked)), key=lambda i: curve[i]["loss"])
+    return Fitted(asked[best], curve, stopped)
+
+
+def _evaluate(
+    problem: Problem, values: torch.Tensor, stores: Stores, reduce: Reducer, step: int
+) -> tuple[dict[str, float], torch.Tensor]:
+    """One entry of the curve, and the gradient of its loss [values]."""
+    settings = problem.settings
+    neighbours = problem.grouping.neighbours().to(problem.device)
+    terms, gradient = joint_gradient(problem, values, stores, reduce)
+    penalty, of_penalty = _regularizer(values, settings.ridge, settings.smoothness, neighbours)
+    loss = (weighted_terms(problem).to(terms) * terms).sum() + penalty
+    if not torch.isfinite(loss):
+        raise RpamError(
+            f"The fit's loss is {loss.item()} at step {step + 1}; choose another `fit.start`, or lower "
+            f"`fit.learning_rate` ({settings.learning_rate}) in the recipe."
+        )
+    entry = dict(zip(TERMS, terms.tolist(), strict=True))
+    return entry | {"regularizer": float(penalty), "loss": float(loss)}, gradient + of_penalty
 
 
 def _regularizer(

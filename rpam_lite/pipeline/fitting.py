@@ -244,7 +244,9 @@ def _warning(steps: list[dict[str, float]]) -> str | None:
 def _say_result(run: Run, log: dict[str, Any]) -> None:
     steps = log["steps"]
     best = min(steps, key=lambda entry: entry["loss"])
-    run.say("; ".join(f"{term} {steps[0][term]:.4f} -> {best[term]:.4f}" for term in best if term != "evaluations"))
+    run.say(
+        "; ".join(f"{term} {steps[0][term]:.4f} -> {best[term]:.4f}" for term in best if steps[0][term] or best[term])
+    )
     run.say(f"{len(steps)} joint steps, {log['stopped']}")
     if log["warning"]:
         run.say(f"WARNING: {log['warning']}")
