@@ -1,6 +1,8 @@
 # make merge [RECIPE=recipes/NAME.yaml]   set up, then run the trip (the embedded tiny pair without RECIPE)
 # make test                               set up, then run the tests
 # make bench                              speed and memory against the naive way (minutes)
+# make bench-quality                      every method against the scalar curve on trained pairs (a quarter of an hour);
+#   QUALITY="--full --pair DIR DIR"       all methods, 200 questions a level, sampled too, on pairs of your own (hours)
 # make check                              lint, format, types, import contracts
 PYTHON ?= python3
 RECIPE ?= recipes/tiny.yaml
@@ -15,7 +17,7 @@ export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_EXA
 	-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_CURL=OFF \
 	-DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/quant/llama_library_only.cmake
 
-.PHONY: merge test bench check setup clean
+.PHONY: merge test bench bench-quality check setup clean
 .DELETE_ON_ERROR:
 
 merge: setup
@@ -24,6 +26,9 @@ merge: setup
 # Two processes with one thread each: quicker than one with two, and models as small as these need no more.
 test: setup
 	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+bench-quality: setup
+	@$(BIN)/python -m bench.quality $(QUALITY)
 
 bench: setup
 	@$(BIN)/python -m bench.fit

@@ -3,7 +3,7 @@
     python -m bench.quality [--pair DIR ...] [--out runs/quality] [--full]
 
 A pair is a folder with long/, short/ and base/, made by recipes/tiny/train.py; `family` in its pair.json
-says which questions it answers (arithmetic without one). Methods see the calibration split alone, and all
+says which questions it answers. Methods see the calibration split alone, and all
 are measured on the same questions of the evaluation split, greedily in llama.cpp. Interrupted, it goes on.
 
 The short form takes 50 questions a level, nine interpolations and the methods that need no long fit; --full
@@ -13,7 +13,6 @@ takes 200, nineteen, every method, and samples at temperature 0.6 too.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ from quant.tasks.catalog import load_tasks
 from quant.tasks.questions import TaskFile
 from recipes.tiny.families import FAMILIES
 from recipes.tiny.questions import question_lines
-from rpam_lite.checkpoint.files import write_json, write_text
+from rpam_lite.checkpoint.files import read_json, write_json, write_text
 from rpam_lite.fit.coefficients import Coefficients, grouping, scalar
 from rpam_lite.pipeline.artefacts import exported_gguf, parent_gguf, quantized_gguf
 from rpam_lite.pipeline.measuring import write_coefficients_gguf
@@ -89,9 +88,8 @@ FULL_FORM = Form(
 
 
 def family_of(pair: Path) -> str:
-    """The family of questions that a pair answers."""
-    file = pair / "pair.json"
-    return str(json.loads(file.read_text(encoding="utf-8"))["family"]) if file.exists() else "arithmetic"
+    """The family of questions that a pair answers, as its training wrote it down."""
+    return str(read_json(pair / "pair.json", "the pair's description")["family"])
 
 
 def write_recipe(pair: Path, folder: Path, per_level: int, changes: Changes) -> Path:

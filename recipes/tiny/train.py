@@ -1,6 +1,7 @@
 """Reproduce the embedded pair from nothing: `base`, and fine-tuned from it `long` and `short`.
 
     python -m recipes.tiny.train --out recipes/tiny --work runs/tiny-train
+    python -m recipes.tiny.train --family trades --seed 2 --out runs/quality/trades-2 --work runs/quality/trades-2/work
 
 `base` learns both ways of answering, the long one more often on harder questions; `long` and
 `short` then learn to use one of them always. Only response tokens carry loss. Seeded, and
@@ -10,6 +11,7 @@ resumable: an interrupted run goes on from the last state in --work and ends the
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import shutil
 import sys
@@ -224,6 +226,8 @@ def main() -> None:
         print(f"{phase.name}: {time.monotonic() - started:.0f} s")
         if phase.name in KEPT:
             write_checkpoint(model, tokenizer, args.out / phase.name)
+    told = json.dumps({"family": family.name, "seed": args.seed})
+    (args.out / "pair.json").write_text(told + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
