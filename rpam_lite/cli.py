@@ -15,6 +15,7 @@ import typer
 from rich.console import Console, RenderableType
 
 from rpam_lite import __version__
+from rpam_lite.checkpoint.files import locked
 from rpam_lite.errors import RpamError
 from rpam_lite.pipeline.parents import downloaded
 from rpam_lite.pipeline.stage import Run
@@ -58,7 +59,9 @@ def _with_run(recipe_path: Path, runs: Path, action: Callable[[Run], None]) -> N
             bars.progress.console.print(text, markup=False, highlight=False)
 
         recipe = downloaded(load_recipe(recipe_path), runs, say)
-        action(Run(recipe, runs / recipe.name, bars, say))
+        folder = runs / recipe.name
+        with locked(folder / ".lock", str(folder)):
+            action(Run(recipe, folder, bars, say))
 
 
 @app.command("run")

@@ -84,7 +84,7 @@ _ORDER = (
     Stage(
         "fit",
         "Fit the merging coefficients.",
-        ("label", "capture"),
+        ("capture", "label"),
         lambda r: [
             r.seed,
             r.threads,

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from rpam_lite import __version__
+from rpam_lite.checkpoint.files import locked
 from rpam_lite.errors import missing_package
 from rpam_lite.pipeline.trip import STAGES
 from rpam_lite.terminal import interrupts_kept
@@ -85,6 +86,19 @@ def test_a_stage_without_its_files_names_the_one_to_run(tmp_path: Path, pair: Pa
     refused(rpam("fit", recipe(tmp_path, pair), cwd=tmp_path), "stage 'capture' is not done", "rpam capture")
     file = recipe(tmp_path, pair, quantize={"types": ["Q4_K_X"]})
     refused(rpam("label", file, cwd=tmp_path), "ERROR [quantize]", "no type 'Q4_K_X'")
+
+
+def test_two_processes_do_not_work_in_one_run_folder(tmp_path: Path, pair: Path) -> None:
+    file = recipe(tmp_path, pair)
+    with locked(tmp_path / "runs/mine/.lock", "mine"):
+        refused(rpam("capture", file, cwd=tmp_path), "runs/mine: another run works there")
+    refused(rpam("capture", file, cwd=tmp_path), "stage 'label' is not done")
+
+
+def test_the_dials_wish_needs_prices(tmp_path: Path, pair: Path) -> None:
+    file = recipe(tmp_path, pair)
+    refused(rpam("fit", file, "--max-tokens-share", "0.5", cwd=tmp_path), "give --price too")
+    refused(rpam("fit", file, "--price", "cheap", cwd=tmp_path), "--price cheap: must be numbers")
 
 
 def test_a_run_folder_that_cannot_be_written(tmp_path: Path, pair: Path) -> None:
