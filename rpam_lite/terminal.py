@@ -89,7 +89,8 @@ def fail_in_one_sentence(command: Callable[[], object]) -> None:
     except OSError as error:
         _fail(
             f"{error.filename or 'the system'}: {error.strerror or error}. Check path, permissions and free space, "
-            "or choose another folder with --runs (--records of `rpam eval`); then run the same command again, nothing finished is lost.",
+            "or choose another folder with --runs (--records of `rpam eval`); then run the same command again, "
+            "nothing finished is lost.",
             1,
         )
     except Exception as error:
