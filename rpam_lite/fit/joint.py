@@ -145,13 +145,15 @@ def _lbfgs(
         return curve[step]["loss"], gradients[step].double().cpu().numpy()
 
     def scaled(point: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        loss, gradient = loss_and_gradient(point / scale)
+        # The first point was asked to find the scale.
+        loss, gradient = at_first if np.array_equal(point, first * scale) else loss_and_gradient(point / scale)
         return loss, gradient / scale
 
     first = start.clamp(settings.lower, settings.upper).double().cpu().numpy()
     stopped = "converged"
     try:
-        sizes = np.abs(loss_and_gradient(first)[1])
+        at_first = loss_and_gradient(first)
+        sizes = np.abs(at_first[1])
         largest = sizes.max() or 1.0
         scale = np.sqrt(np.clip(sizes / largest, FLATTEST, 1))
         bounds = [(settings.lower * s, settings.upper * s) for s in scale]
