@@ -6,8 +6,8 @@ A pair is a folder with long/, short/ and base/, made by recipes/tiny/train.py; 
 says which questions it answers. Methods see the calibration split alone, and all
 are measured on the same questions of the evaluation split, greedily in llama.cpp. Interrupted, it goes on.
 
-The short form takes 50 questions a level, nine interpolations and the methods that need no long fit; --full
-takes 200, nineteen, every method, and samples at temperature 0.6 too.
+The short form takes 50 questions a level, fourteen interpolations and the methods that need no long fit; --full
+takes 200, thirty-five, every method, and samples at temperature 0.6 too.
 """
 
 from __future__ import annotations
@@ -78,10 +78,12 @@ class Form:
     samplings: dict[str, tuple[Sampling, int]]
 
 
-SHORT_FORM = Form(50, tuple(n / 10 for n in range(1, 10)), QUICK, {"greedy": (Sampling(0.0), 1)})
+# Finely where a sweep of the embedded pair changes phase.
+CURVE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.54, 0.57, 0.6, 0.63, 0.66, 0.7, 0.75, 0.8, 0.9)
+SHORT_FORM = Form(50, CURVE, QUICK, {"greedy": (Sampling(0.0), 1)})
 FULL_FORM = Form(
     200,
-    tuple(n / 20 for n in range(1, 20)),
+    tuple(sorted({*(n / 20 for n in range(1, 20)), *(n / 50 for n in range(20, 40))})),
     QUICK | SLOW,
     {"greedy": (Sampling(0.0), 1), "sampled": (Sampling(0.6, 0.95, 20, seed=1), 2)},
 )

@@ -109,7 +109,8 @@ def write_picture(results: Mapping[str, Mapping[str, Measured]], path: Path) -> 
         others = [row for row in rows if row["kind"] == "method" and row not in ours]
         plot.plot(*_points(others), "x", color="#2e6f9e", label="other methods")
         plot.plot(*_points(ours), "o", color="#1d7a4f", label="ours")
-        for row in [*ours, *others]:
+        apart = [row for row in others if row["tokens"] > 0.1 * curve[-1]["tokens"]]  # names at Short would overlap
+        for row in [*ours, *apart]:
             plot.annotate(
                 row["name"],
                 (row["tokens"], 100 * row["accuracy"]),

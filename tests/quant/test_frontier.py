@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from quant.frontier import curve_accuracy, gain_over_curve
+from quant.frontier import curve_accuracy, gain_over_curve, threshold_policies
 from quant.records import Record
 from rpam_lite.errors import RpamError
 
@@ -72,3 +74,14 @@ def test_other_questions_are_refused() -> None:
     model = records([True, True], [1, 2])
     with pytest.raises(RpamError, match="question number 1 is 0 for one model and 1 for another"):
         gain_over_curve(model, [model, model[::-1]])
+
+
+def test_threshold_policies_go_from_short_to_long() -> None:
+    easy_and_hard = (1, 1, 2, 3)
+    short = [
+        replace(r, level=v) for r, v in zip(records([True, True, False, False], [5] * 4), easy_and_hard, strict=True)
+    ]
+    long = [replace(r, level=v) for r, v in zip(records([True] * 4, [20, 20, 60, 100]), easy_and_hard, strict=True)]
+    tokens, accuracy = threshold_policies(short, long)
+    assert tokens == [5, (15 + 100) / 4, (10 + 160) / 4, 50]
+    assert accuracy == [0.5, 0.75, 1.0, 1.0]

@@ -1,0 +1,52 @@
+"""The benchmark's table: a method that knows when to think stands above the curve, and closes the way to the policy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench.quality_table import measured_rows, table, write_picture
+from quant.records import Record
+
+LEVELS = [1] * 10 + [2] * 10
+
+
+def answers(right: list[bool], long: list[bool]) -> list[Record]:
+    return [
+        Record(
+            key=f"{i}/0",
+            question=str(i),
+            level=level,
+            answer="1",
+            correct=ok,
+            reason="",
+            tokens=100 if thinks else 10,
+            think_tokens=80 if thinks else 0,
+            think_block="closed" if thinks else "none",
+            finish_reason="stop",
+            text="",
+        )
+        for i, (level, ok, thinks) in enumerate(zip(LEVELS, right, long, strict=True))
+    ]
+
+
+def test_a_policy_closes_the_whole_way_and_the_middle_of_the_curve_nothing(tmp_path: Path) -> None:
+    easy, hard = [True] * 10, [True] * 10
+    never = [False] * 10
+    half = [i % 2 == 0 for i in range(20)]
+    models = {
+        "Short": ("curve", answers(easy + never, never + never)),
+        "half": ("curve", answers([not long or level == 2 for long, level in zip(half, LEVELS, strict=True)], half)),
+        "Long": ("curve", answers(easy + hard, easy + hard)),
+        "adaptive": ("method", answers(easy + hard, never + hard)),
+    }
+    found = measured_rows(models, 8)
+    row = next(r for r in found["rows"] if r["name"] == "adaptive")
+    assert row["policy_accuracy"] == pytest.approx(1.0)
+    assert row["closed"] == pytest.approx(1.0)
+    assert row["gain"]["gain"] > 0.2
+    assert found["oracle"] == {"accuracy": 1.0, "tokens": 55.0}
+    assert "| adaptive | 100.0 | 55.0 |" in table(found)
+    write_picture({"pair": {"greedy": found}}, tmp_path / "quality.png")
+    assert (tmp_path / "quality.png").stat().st_size > 5000
