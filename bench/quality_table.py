@@ -43,7 +43,7 @@ def measured_rows(models: Mapping[str, tuple[str, list[Record]]], long_think_tok
             "kind": kind,
             "accuracy": summary.accuracy,
             "tokens": summary.tokens,
-            "unclosed": float(np.mean([r.think_block == "unclosed" for r in records])),
+            "unclosed": float(np.mean([r.think_block == "open" for r in records])),
             "long_by_level": [s.long for s in summarize_by_level(records, long_think_tokens).values()],
             **{key: None if isnan(v := adaptivity[key].value) else v for key in ("overthink", "underthink")},
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,9 @@ def test_a_policy_closes_the_whole_way_and_the_middle_of_the_curve_nothing(tmp_p
         "Long": ("curve", answers(easy + hard, easy + hard)),
         "adaptive": ("method", answers(easy + hard, never + hard)),
     }
+    models["Long"][1][0] = replace(models["Long"][1][0], think_block="open")
     found = measured_rows(models, 8)
+    assert {r["name"]: r["unclosed"] for r in found["rows"]} == {"Short": 0, "half": 0, "Long": 0.05, "adaptive": 0}
     row = next(r for r in found["rows"] if r["name"] == "adaptive")
     assert row["policy_accuracy"] == pytest.approx(1.0)
     assert row["closed"] == pytest.approx(1.0)
