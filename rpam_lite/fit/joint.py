@@ -84,8 +84,8 @@ def _adam(
         optimizer.load_state_dict(state["optimizer"])
         for _ in curve:
             on_step("")
-    stopped = "steps"
-    for step in range(len(curve), settings.steps):
+    while len(curve) < settings.steps and not _converged(curve, settings.tolerance):
+        step = len(curve)
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * (0.55 + 0.45 * cos(pi * step / settings.steps))
         before = values.detach().clone()
@@ -100,10 +100,7 @@ def _adam(
             with whole_file(state_file) as part:
                 torch.save(state, part)
         on_step(f"loss {seen['loss']:.4f}")
-        if _converged([entry["loss"] for entry in curve], settings.tolerance):
-            stopped = "converged"
-            break
-    return Fitted(best, curve, stopped)
+    return Fitted(best, curve, "converged" if _converged(curve, settings.tolerance) else "steps")
 
 
 def _lbfgs(
@@ -193,8 +190,9 @@ def _regularizer(
     return penalty.detach(), gradient
 
 
-def _converged(losses: list[float], tolerance: float) -> bool:
+def _converged(curve: list[dict[str, float]], tolerance: float) -> bool:
     """Whether the last steps brought next to nothing."""
+    losses = [entry["loss"] for entry in curve]
     if tolerance == 0 or len(losses) <= PATIENCE:
         return False
     before = min(losses[:-PATIENCE])

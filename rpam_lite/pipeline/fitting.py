@@ -91,6 +91,7 @@ def run_fit(run: Run) -> None:
     coefficients.save(fitted, run.of("fit") / "coefficients.json")
     write_json(run.of("fit") / "fit.json", log)
     plot_coefficients(fitted.means(), run.of("fit") / "coefficients.png")
+    shutil.rmtree(run.of("fit") / SCRATCH, ignore_errors=True)  # now only: the dial could be interrupted
 
 
 def _take_member(run: Run, members: dict[float | None, Fitted]) -> Fitted:
@@ -141,7 +142,8 @@ def fit_share(run: Run, rank: int, world: int, reduce: Reducer) -> dict[float | 
             values, log = _fit_member(run, planned, member, values, reduce, own_scratch, world == 1, first=not found)
             found[price] = problem.grouping.coefficients(values), log
     _say_peak(run, planned, peak())
-    shutil.rmtree(scratch, ignore_errors=True)
+    if world > 1:
+        shutil.rmtree(scratch, ignore_errors=True)
     return found
 
 
