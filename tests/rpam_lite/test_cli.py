@@ -103,7 +103,7 @@ def test_the_dials_wish_needs_prices(tmp_path: Path, pair: Path) -> None:
 
 def test_a_run_folder_that_cannot_be_written(tmp_path: Path, pair: Path) -> None:
     (tmp_path / "runs").write_text("a file where a folder should be", encoding="utf-8")
-    refused(rpam("check", recipe(tmp_path, pair), cwd=tmp_path), "runs", "choose another folder with --runs (--records")
+    refused(rpam("check", recipe(tmp_path, pair), cwd=tmp_path), "runs", "choose another folder with --runs")
 
 
 @pytest.mark.parametrize(("package", "extra"), [("torch", "merge"), ("llama_cpp", "gguf"), ("math_verify", "eval")])

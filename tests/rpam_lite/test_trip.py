@@ -213,7 +213,7 @@ def test_the_release_preset_goes_all_the_way(trip: Path, tmp_path: Path) -> None
         - len(short["model.norm.weight"])
     )
     assert f"{count} coefficients" in output
-    assert "not read under this preset: `fit.alignment_weight`" in output
+    assert "not read under this preset: `fit.granularity`" in output
 
 
 def test_a_family_is_fitted_in_one_go_and_one_member_is_taken(trip: Path, tmp_path: Path) -> None:
