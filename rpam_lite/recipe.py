@@ -197,9 +197,15 @@ class Fit(_Section):
         return raw
 
     @model_validator(mode="after")
-    def _start_is_inside(self) -> Fit:
-        if self.kl_form == "sequence" and "decision_share" in self.model_fields_set:
-            raise ValueError("`decision_share` is read under `kl_form: mean` alone; set that, or take it out")
+    def _keys_fit_together(self) -> Fit:
+        for key, needs, read in (
+            ("decision_share", "kl_form: mean", self.kl_form == "mean"),
+            ("temperature", "contrastive_weight", self.contrastive_weight > 0),
+            ("output_temperature", "output_contrast_weight", self.output_contrast_weight > 0),
+            ("learning_rate", "optimizer: adam", self.optimizer == "adam"),
+        ):
+            if key in self.model_fields_set and not read and self.preset != "release":
+                raise ValueError(f"`{key}` is read under `{needs}` alone; set that, or take it out")
         if not self.lower <= self.start <= self.upper:
             raise ValueError(f"`start` {self.start} must lie between `lower` {self.lower} and `upper` {self.upper}")
         return self
@@ -221,6 +227,8 @@ class Dial(_Section):
 
     @model_validator(mode="after")
     def _one_wish(self) -> Dial:
+        if self.model_fields_set - {"prices"} and not self.prices:
+            raise ValueError("`prices` is missing: without a family there is nothing to choose from")
         if self.max_tokens_share is not None and self.max_points_below_long is not None:
             raise ValueError("give `max_tokens_share` or `max_points_below_long`, not both")
         if len(set(self.prices)) < len(self.prices):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import cos, pi
 from pathlib import Path
 
@@ -17,9 +18,12 @@ from rpam_lite.errors import RpamError
 from rpam_lite.fit import objective
 from rpam_lite.fit.gradient import joint_gradient
 from rpam_lite.fit.problem import TERMS, Problem, Reducer, Stores, weighted_terms
+from rpam_lite.recipe import Fit
 
 # The fit ends when the best loss of this many steps is not better than that before them by `tolerance`.
 PATIENCE = 10
+# Of lambdas and the step's number: the curve's entry and the gradient.
+Evaluate = Callable[[torch.Tensor, int], tuple[dict[str, float], torch.Tensor]]
 # Directions that the first gradient finds flatter than this share of the steepest are scaled alike.
 FLATTEST = 3e-3
 
@@ -60,25 +64,19 @@ def fit_jointly(
     Raises:
         RpamError: The loss is not finite.
     """
-    by = {"adam": _adam, "lbfgs": _lbfgs}[problem.settings.optimizer]
-    return by(problem, start, stores, reduce, state_file, on_step)
+    minimise = {"adam": _adam, "lbfgs": _lbfgs}[problem.settings.optimizer]
+    return minimise(problem.settings, start, partial(_evaluate, problem, stores, reduce), state_file, on_step)
 
 
 def _adam(
-    problem: Problem,
-    start: torch.Tensor,
-    stores: Stores,
-    reduce: Reducer,
-    state_file: Path | None,
-    on_step: Callable[[str], None],
+    settings: Fit, start: torch.Tensor, evaluate: Evaluate, state_file: Path | None, on_step: Callable[[str], None]
 ) -> Fitted:
-    settings = problem.settings
     values = start.detach().clone().requires_grad_()
     optimizer = torch.optim.Adam([values], lr=settings.learning_rate)
     curve: list[dict[str, float]] = []
     best = start.detach().clone()
     if state_file is not None and state_file.exists():
-        state = torch.load(state_file, weights_only=True, map_location=problem.device)
+        state = torch.load(state_file, weights_only=True, map_location=start.device)
         values.data.copy_(state["values"])
         best, curve = state["best"], state["curve"]
         optimizer.load_state_dict(state["optimizer"])
@@ -89,7 +87,7 @@ def _adam(
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * (0.55 + 0.45 * cos(pi * step / settings.steps))
         before = values.detach().clone()
-        seen, values.grad = _evaluate(problem, before, stores, reduce, step)
+        seen, values.grad = evaluate(before, step)
         optimizer.step()
         values.data.clamp_(settings.lower, settings.upper)
         if not curve or seen["loss"] < min(entry["loss"] for entry in curve):
@@ -104,25 +102,19 @@ def _adam(
 
 
 def _lbfgs(
-    problem: Problem,
-    start: torch.Tensor,
-    stores: Stores,
-    reduce: Reducer,
-    state_file: Path | None,
-    on_step: Callable[[str], None],
+    settings: Fit, start: torch.Tensor, evaluate: Evaluate, state_file: Path | None, on_step: Callable[[str], None]
 ) -> Fitted:
     """L-BFGS-B (Byrd et al. 1995): what it asks depends on the answers alone, so that their list resumes it.
 
     It works on lambda times the root of the first gradient's size: the loss is forty times steeper in the
     embedding's lambda than in a layer's, and without this the layers hardly move.
     """
-    settings = problem.settings
     curve: list[dict[str, float]] = []
     asked: list[torch.Tensor] = []
     gradients: list[torch.Tensor] = []
     kept = 0
     if state_file is not None and state_file.exists():
-        state = torch.load(state_file, weights_only=True, map_location=problem.device)
+        state = torch.load(state_file, weights_only=True, map_location=start.device)
         curve, gradients = state["curve"], state["gradients"]
         kept = len(curve)
 
@@ -132,7 +124,7 @@ def _lbfgs(
             raise StopIteration  # SciPy looks at its own limit between line searches only
         asked.append(torch.from_numpy(point).to(start))
         if step >= kept:
-            seen, gradient = _evaluate(problem, asked[-1], stores, reduce, step)
+            seen, gradient = evaluate(asked[-1], step)
             curve.append(seen)
             gradients.append(gradient)
             if state_file is not None:
@@ -163,7 +155,7 @@ def _lbfgs(
 
 
 def _evaluate(
-    problem: Problem, values: torch.Tensor, stores: Stores, reduce: Reducer, step: int
+    problem: Problem, stores: Stores, reduce: Reducer, values: torch.Tensor, step: int
 ) -> tuple[dict[str, float], torch.Tensor]:
     """One entry of the curve, and the gradient of its loss [values]."""
     settings = problem.settings
@@ -173,8 +165,8 @@ def _evaluate(
     loss = (weighted_terms(problem).to(terms) * terms).sum() + penalty
     if not torch.isfinite(loss):
         raise RpamError(
-            f"The fit's loss is {loss.item()} at step {step + 1}; choose another `fit.start`, or lower "
-            f"`fit.learning_rate` ({settings.learning_rate}) in the recipe."
+            f"The fit's loss is {loss.item()} at step {step + 1}; choose another `fit.start`, or "
+            f"narrow `fit.lower` ({settings.lower:g}) and `fit.upper` ({settings.upper:g}) in the recipe."
         )
     entry = dict(zip(TERMS, terms.tolist(), strict=True))
     return entry | {"regularizer": float(penalty), "loss": float(loss)}, gradient + of_penalty

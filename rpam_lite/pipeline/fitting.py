@@ -192,7 +192,7 @@ def _fit_member(
     joint = fit_jointly(problem, values, stores, reduce, states[1], step)
     eigenvalues = hessian_eigenvalues(problem, joint.values, stores, reduce) if settings.hessian else None
     log = {
-        "version": 2,
+        "version": 3,
         "way": describe(planned.plan.way),
         "layers": layer_log,
         "steps": joint.curve,
@@ -240,7 +240,7 @@ def _warning(steps: list[dict[str, float]]) -> str | None:
     """What is wrong with a curve; the report repeats it."""
     if min(entry["loss"] for entry in steps) < steps[0]["loss"]:
         return None
-    return "the loss never fell below its start; lower `fit.learning_rate` or raise `fit.steps`"
+    return "the loss never fell below its start; choose another `fit.start` or raise `fit.steps`"
 
 
 def _say_result(run: Run, log: dict[str, Any]) -> None:

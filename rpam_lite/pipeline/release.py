@@ -63,7 +63,7 @@ def fit_as_released(run: Run) -> tuple[Coefficients, dict[str, Any]]:
         for when in ("first", "last")
     ]
     warning = None if steps[1]["pull"] < steps[0]["pull"] else "the pull never fell below its start"
-    log = {"version": 2, "way": f"preset release, {describe(way)}", "layers": layers, "steps": steps}
+    log = {"version": 3, "way": f"preset release, {describe(way)}", "layers": layers, "steps": steps}
     log |= {"stopped": "epochs", "warning": warning, "hessian": None}
     return Coefficients(granularity="element", values=values), log
 

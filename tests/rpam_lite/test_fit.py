@@ -174,7 +174,7 @@ def test_questions_of_one_label_pull_to_that_parent(pair: Path, tmp_path: Path) 
     for label, end in (("long", 1.0), ("short", 0.0)):
         own = [LabelledQuestion(q.key, 1, label, q.prompt_ids, q.response_ids) for q in QUESTIONS]  # type: ignore[arg-type]
         folder = capture_pair(pair, tmp_path / label, questions=own)
-        fitted = run_fit(pair, folder, tmp_path / f"{label}-fit", steps=40, learning_rate=0.1)
+        fitted = run_fit(pair, folder, tmp_path / f"{label}-fit", steps=40)
         assert (fitted.values - end).abs().max() < 0.15, (label, fitted.values)
 
 
@@ -195,6 +195,16 @@ def test_an_interrupted_fit_ends_the_same(pair: Path, captured: Path, tmp_path: 
     again = run_fit(pair, captured, tmp_path / "cut", optimizer=optimizer)
     assert torch.equal(again.values, whole.values)
     assert again.curve == whole.curve
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "lbfgs"])
+def test_a_fit_that_had_converged_stays_as_it_was(pair: Path, captured: Path, tmp_path: Path, optimizer: str) -> None:
+    settings = {"optimizer": optimizer, "steps": 200, "tolerance": 1e-2}
+    fitted = run_fit(pair, captured, tmp_path, **settings)
+    again = run_fit(pair, captured, tmp_path, **settings)
+    assert fitted.stopped == again.stopped == "converged"
+    assert torch.equal(again.values, fitted.values)
+    assert again.curve == fitted.curve
 
 
 def test_lambda_keeps_small_steps(pair: Path, captured: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from quant.frontier import cheapest_above, most_accurate_within
 from rpam_lite.errors import RpamError
 from rpam_lite.patterns.price import family, priced, regret
 from rpam_lite.patterns.rule import Score, cost
-from rpam_lite.recipe import load_recipe, with_dial
+from rpam_lite.recipe import Dial, Fit, load_recipe, with_dial
 from tests.conftest import ROOT
 
 
@@ -97,3 +97,18 @@ def test_the_command_lines_dial_takes_the_recipes_place() -> None:
             with_dial(recipe, wrong, {})
     with pytest.raises(RpamError, match="not both"):
         with_dial(recipe, "1", {"max_tokens_share": 0.5, "max_points_below_long": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("section", "given", "told"),
+    [
+        (Dial, {"max_tokens_share": 0.5}, "`prices` is missing"),
+        (Fit, {"learning_rate": 0.1}, "optimizer: adam"),
+        (Fit, {"temperature": 0.2}, "contrastive_weight"),
+        (Fit, {"output_temperature": 0.2}, "output_contrast_weight"),
+        (Fit, {"decision_share": 0.2}, "kl_form: mean"),
+    ],
+)
+def test_a_key_that_would_do_nothing_is_refused(section: Any, given: dict[str, float], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        section.model_validate(given)
