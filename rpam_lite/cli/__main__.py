@@ -1,0 +1,5 @@
+"""`python -m rpam_lite.cli` is `rpam`."""
+
+from rpam_lite.cli import main
+
+main()

@@ -1,0 +1,155 @@
+"""The trip at the command line: `run`, each of its stages alone, and what is asked before and after it."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from rpam_lite.cli.common import RecipeArgument, RunsOption, app, with_run
+from rpam_lite.errors import RpamError
+from rpam_lite.pipeline.trip import STAGES, run_all, run_one, verify_again
+from rpam_lite.recipe import load_recipe
+
+
+@app.command("run")
+def run_command(recipe: RecipeArgument, runs: RunsOption = Path("runs")) -> None:
+    """Run all stages that are not done yet, from two checkpoints to a measured GGUF file.
+
+    Example: rpam run recipes/tiny.yaml
+    """
+    with_run(recipe, runs, run_all)
+
+
+@app.command("plan")
+def plan_command(
+    recipe: Annotated[Path | None, typer.Argument(metavar="[RECIPE]", help="recipe file or name")] = None,
+    shape: Annotated[str | None, typer.Option(help="a well-known model instead, such as qwen2.5-7b")] = None,
+    questions: Annotated[int, typer.Option(min=1, help="questions in the calibration set")] = 128,
+    tokens: Annotated[int, typer.Option(min=2, help="prompt and response of each")] = 256,
+    host: Annotated[str | None, typer.Option(help="host memory, such as 32GiB; what is free without it")] = None,
+) -> None:
+    """Say how capture and fit would work on cards of 8, 12, 16 and 24 GB, from configs alone.
+
+    Example: rpam plan --shape qwen2.5-7b --host 32GiB
+    """
+    from rpam_lite.pipeline.planning import plan_cards
+    from rpam_lite.recipe import parse_size
+
+    loaded = load_recipe(recipe) if recipe else None
+    table, full = plan_cards(loaded, shape, questions, tokens, parse_size(host, "--host") if host else None)
+    console = Console(soft_wrap=True)
+    console.print(table)
+    console.print(full, markup=False, highlight=False)
+
+
+@app.command("check")
+def check_command(
+    recipe: RecipeArgument,
+    runs: RunsOption = Path("runs"),
+    as_json: Annotated[bool, typer.Option("--json", help="print the findings as JSON")] = False,
+) -> None:
+    """Say everything that is wrong with RECIPE and its pair, before any work.
+
+    Exit code: 0 nothing worse than INFO, 3 a WARNING, 1 an ERROR.
+
+    Example: rpam check recipes/tiny.yaml --json
+    """
+    from rpam_lite.pipeline.checking import check_alone
+
+    raise typer.Exit(check_alone(load_recipe(recipe), runs, as_json))
+
+
+@app.command("verify")
+def verify_command(recipe: RecipeArgument, runs: RunsOption = Path("runs")) -> None:
+    """Read the merged checkpoint again and compare it with what it must be.
+
+    Example: rpam verify recipes/tiny.yaml
+    """
+    with_run(recipe, runs, verify_again)
+
+
+@app.command("fit")
+def fit_command(
+    recipe: RecipeArgument,
+    runs: RunsOption = Path("runs"),
+    price: Annotated[
+        str | None, typer.Option(help="points of accuracy that 1000 tokens must be worth, as 0,50,200: a family")
+    ] = None,
+    max_tokens_share: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="with --price: the most accurate within this share of Long's tokens"),
+    ] = None,
+    max_points_below_long: Annotated[
+        float | None, typer.Option(min=0, help="with --price: the cheapest that loses at most so many points to Long")
+    ] = None,
+) -> None:
+    """Fit the merging coefficients; with --price a family of them, of which one is chosen.
+
+    What is given here takes the place of the recipe's `dial`; write it there to go on with `rpam run`.
+
+    Example: rpam fit recipes/tiny.yaml --price 0,100,400 --max-tokens-share 0.8
+    """
+    from rpam_lite.pipeline.trip import fit_family
+
+    if price is None:
+        if max_tokens_share is not None or max_points_below_long is not None:
+            raise RpamError("--max-tokens-share and --max-points-below-long choose from a family: give --price too.")
+        with_run(recipe, runs, partial(run_one, "fit"))
+    else:
+        wish = {"max_tokens_share": max_tokens_share, "max_points_below_long": max_points_below_long}
+        with_run(recipe, runs, partial(fit_family, prices=price, wish=wish))
+
+
+@app.command("quantize")
+def quantize_command(
+    recipe: RecipeArgument,
+    runs: RunsOption = Path("runs"),
+    fit: Annotated[str | None, typer.Option(help="memory that weights, cache and buffers must fit, as 4GiB")] = None,
+    budget_kld: Annotated[float | None, typer.Option(min=0, help="largest KL divergence, in nats a token")] = None,
+    context: Annotated[int, typer.Option(min=1, help="with --fit: tokens of the context")] = 8192,
+    cache_type: Annotated[str, typer.Option(help="with --fit: type of the cache, F16, Q8_0 or Q4_0")] = "F16",
+) -> None:
+    """Quantize the GGUF file to the recipe's types; or choose the type for a memory, or for a loss.
+
+    Example: rpam quantize recipes/tiny.yaml --fit 4GiB --context 16384
+    """
+    from rpam_lite.pipeline.choosing import quantize_to
+
+    if fit is not None and budget_kld is not None:
+        raise RpamError("--fit and --budget-kld: give one of them.")
+    if fit is None and budget_kld is None:
+        with_run(recipe, runs, partial(run_one, "quantize"))
+    else:
+        with_run(
+            recipe,
+            runs,
+            partial(quantize_to, fit=fit, budget_kld=budget_kld, context=context, cache_type=cache_type),
+        )
+
+
+@app.command("methods")
+def methods_command() -> None:
+    """List the merge methods that a recipe can name, with what they need and their source.
+
+    Example: rpam methods
+    """
+    from rpam_lite.pipeline.merging import methods_table
+
+    Console(soft_wrap=True).print(methods_table())
+
+
+def _add_stage_command(name: str) -> None:
+    def command(recipe: RecipeArgument, runs: RunsOption = Path("runs")) -> None:
+        with_run(recipe, runs, lambda run: run_one(name, run))
+
+    command.__doc__ = f"{STAGES[name].help}\n\nExample: rpam {name} recipes/tiny.yaml"
+    app.command(name)(command)
+
+
+for _name in STAGES:
+    if _name not in ("check", "fit", "export", "quantize", "eval"):
+        _add_stage_command(_name)
