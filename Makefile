@@ -4,6 +4,7 @@
 # make bench-quality                      every method against the scalar curve on trained pairs (a quarter of an hour);
 #   QUALITY="--full --pair DIR DIR"       all methods, 200 questions a level, sampled too, on pairs of your own (hours)
 # make check                              lint, format, types, import contracts
+# make docs                               the documentation as a site: build/site/index.html
 PYTHON ?= python3
 RECIPE ?= recipes/tiny.yaml
 VENV   := .venv
@@ -17,7 +18,7 @@ export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_EXA
 	-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_CURL=OFF \
 	-DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/quant/llama_library_only.cmake
 
-.PHONY: merge test bench bench-quality check setup clean
+.PHONY: merge test bench bench-quality check docs setup clean
 .DELETE_ON_ERROR:
 
 merge: setup
@@ -46,6 +47,12 @@ check: setup
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+# Installed when asked for: nothing else needs it. A link or a heading that does not exist ends the build.
+docs: setup
+	@$(BIN)/python -c "import material" 2>/dev/null || $(PIP) install -q -c constraints.txt -e '.[docs]'
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "build/site/index.html"
 
 setup: $(VENV)/.ready
 
