@@ -8,9 +8,8 @@ from typing import Annotated, Literal, cast
 
 import typer
 
-from rpam_lite.cli.common import RunsOption, app, refuse_others, with_run
+from rpam_lite.cli.common import RunsOption, app, refuse_others, run_stage
 from rpam_lite.errors import RpamError
-from rpam_lite.pipeline.trip import run_one
 from rpam_lite.terminal import progress_bars
 
 # What `rpam eval --lm-eval` reads.
@@ -88,7 +87,7 @@ def eval_command(
         if len(models) > 1 or (not models[0].endswith((".yaml", ".yml")) and Path(models[0]).exists()):
             raise RpamError("--tasks: name what to measure the models on, as gsm8k or a file of questions.")
         refuse_others(context_, {"models", "runs"}, "a recipe")
-        with_run(Path(models[0]), runs, partial(run_one, "eval"))
+        run_stage("eval", Path(models[0]), runs)
         return
     from quant import Sampling, load
     from quant.evaluation import Settings

@@ -8,8 +8,7 @@ from typing import Annotated
 
 import typer
 
-from rpam_lite.cli.common import RecipeArgument, RunsOption, app, with_run
-from rpam_lite.pipeline.trip import run_one
+from rpam_lite.cli.common import RecipeArgument, RunsOption, app, run_stage, with_run
 
 
 @app.command("export")
@@ -37,7 +36,7 @@ def export_command(
     elif lora:
         with_run(recipe, runs, partial(write_adapter, folder=lora, over=over, rank=rank, floor=floor))
     else:
-        with_run(recipe, runs, partial(run_one, "export"))
+        run_stage("export", recipe, runs)
 
 
 ollama_app = typer.Typer(help="Put a run's quantized file on a running Ollama server.", no_args_is_help=True)

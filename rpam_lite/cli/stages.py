@@ -9,10 +9,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from rpam_lite.cli.common import RecipeArgument, RunsOption, app, with_run
+from rpam_lite.cli.common import RecipeArgument, RunsOption, app, run_stage, with_run
 from rpam_lite.errors import RpamError
-from rpam_lite.pipeline.trip import STAGES, run_all, run_one, verify_again
-from rpam_lite.recipe import load_recipe
+from rpam_lite.pipeline.names import STAGE_HELP
 
 
 @app.command("run")
@@ -21,6 +20,8 @@ def run_command(recipe: RecipeArgument, runs: RunsOption = Path("runs")) -> None
 
     Example: rpam run recipes/tiny.yaml
     """
+    from rpam_lite.pipeline.trip import run_all
+
     with_run(recipe, runs, run_all)
 
 
@@ -37,7 +38,7 @@ def plan_command(
     Example: rpam plan --shape qwen2.5-7b --host 32GiB
     """
     from rpam_lite.pipeline.planning import plan_cards
-    from rpam_lite.recipe import parse_size
+    from rpam_lite.recipe import load_recipe, parse_size
 
     loaded = load_recipe(recipe) if recipe else None
     table, full = plan_cards(loaded, shape, questions, tokens, parse_size(host, "--host") if host else None)
@@ -59,6 +60,7 @@ def check_command(
     Example: rpam check recipes/tiny.yaml --json
     """
     from rpam_lite.pipeline.checking import check_alone
+    from rpam_lite.recipe import load_recipe
 
     raise typer.Exit(check_alone(load_recipe(recipe), runs, as_json))
 
@@ -69,6 +71,8 @@ def verify_command(recipe: RecipeArgument, runs: RunsOption = Path("runs")) -> N
 
     Example: rpam verify recipes/tiny.yaml
     """
+    from rpam_lite.pipeline.trip import verify_again
+
     with_run(recipe, runs, verify_again)
 
 
@@ -98,7 +102,7 @@ def fit_command(
     if price is None:
         if max_tokens_share is not None or max_points_below_long is not None:
             raise RpamError("--max-tokens-share and --max-points-below-long choose from a family: give --price too.")
-        with_run(recipe, runs, partial(run_one, "fit"))
+        run_stage("fit", recipe, runs)
     else:
         wish = {"max_tokens_share": max_tokens_share, "max_points_below_long": max_points_below_long}
         with_run(recipe, runs, partial(fit_family, prices=price, wish=wish))
@@ -122,7 +126,7 @@ def quantize_command(
     if fit is not None and budget_kld is not None:
         raise RpamError("--fit and --budget-kld: give one of them.")
     if fit is None and budget_kld is None:
-        with_run(recipe, runs, partial(run_one, "quantize"))
+        run_stage("quantize", recipe, runs)
     else:
         with_run(
             recipe,
@@ -144,12 +148,12 @@ def methods_command() -> None:
 
 def _add_stage_command(name: str) -> None:
     def command(recipe: RecipeArgument, runs: RunsOption = Path("runs")) -> None:
-        with_run(recipe, runs, lambda run: run_one(name, run))
+        run_stage(name, recipe, runs)
 
-    command.__doc__ = f"{STAGES[name].help}\n\nExample: rpam {name} recipes/tiny.yaml"
+    command.__doc__ = f"{STAGE_HELP[name]}\n\nExample: rpam {name} recipes/tiny.yaml"
     app.command(name)(command)
 
 
-for _name in STAGES:
+for _name in STAGE_HELP:
     if _name not in ("check", "fit", "export", "quantize", "eval"):
         _add_stage_command(_name)

@@ -86,7 +86,6 @@ class Stage:
 
     Attributes:
         name: Its command and its folder.
-        help: One line for the command line.
         needs: Stages whose files it reads.
         settings: The part of the recipe that its result depends on.
         inputs: Files and folders outside the run folder that it reads.
@@ -98,7 +97,6 @@ class Stage:
     """
 
     name: str
-    help: str
     needs: tuple[str, ...]
     settings: Callable[[Recipe], Any]
     inputs: Callable[[Recipe], list[Path]]

@@ -13,6 +13,7 @@ from rpam_lite.errors import RpamError
 from rpam_lite.patterns.label import PATTERN_VERSION
 from rpam_lite.pipeline import checking, fitting, merging, quantizing, stages, statistics
 from rpam_lite.pipeline.measure import run_eval
+from rpam_lite.pipeline.names import STAGE_HELP
 from rpam_lite.pipeline.stage import Run, Stage, execute, is_done, needed_by, parent_folders
 from rpam_lite.recipe import OURS, Recipe, with_dial
 
@@ -48,7 +49,6 @@ _MEASURED = {"method", "options", "donor"}
 _ORDER = (
     Stage(
         "check",
-        "Say everything that is wrong with the recipe and its pair.",
         (),
         lambda r: r.model_dump(mode="json"),
         _everything,
@@ -56,7 +56,6 @@ _ORDER = (
     ),
     Stage(
         "label",
-        "Sample both parents, grade, and label the calibration questions.",
         (),
         lambda r: [
             r.name,
@@ -73,7 +72,6 @@ _ORDER = (
     ),
     Stage(
         "capture",
-        "Keep both parents' hidden states on the labelled questions.",
         ("label",),
         lambda r: [r.seed, r.threads, r.merge.donor, r.memory.model_dump(), r.capture.model_dump(), r.dial.prices],
         parent_folders,
@@ -83,7 +81,6 @@ _ORDER = (
     ),
     Stage(
         "fit",
-        "Fit the merging coefficients.",
         ("capture", "label"),
         lambda r: [
             r.seed,
@@ -100,7 +97,6 @@ _ORDER = (
     ),
     Stage(
         "statistics",
-        "Measure what the merge method needs.",
         ("capture",),
         lambda r: [r.seed, r.threads, r.merge.model_dump(include=_MEASURED), r.memory.model_dump()],
         _merged_folders,
@@ -109,7 +105,6 @@ _ORDER = (
     ),
     Stage(
         "merge",
-        "Write the merged checkpoint.",
         ("fit", "statistics"),
         lambda r: [r.name, r.seed, r.merge.model_dump()],
         _merged_folders,
@@ -117,7 +112,6 @@ _ORDER = (
     ),
     Stage(
         "export",
-        "Write the merged checkpoint as GGUF.",
         ("merge",),
         lambda r: [r.name, r.export.model_dump()],
         lambda r: [r.label.questions],
@@ -125,7 +119,6 @@ _ORDER = (
     ),
     Stage(
         "imatrix",
-        "Measure the merge's inputs: the importance matrix.",
         ("label", "merge"),
         lambda r: [r.name, r.seed, r.threads, r.memory.model_dump(), r.capture.model_dump()],
         lambda r: [],
@@ -134,7 +127,6 @@ _ORDER = (
     ),
     Stage(
         "quantize",
-        "Quantize the GGUF file.",
         ("merge", "export", "imatrix"),
         lambda r: [r.name, r.quantize.model_dump(), r.ollama.model_dump()],
         lambda r: [],
@@ -142,7 +134,6 @@ _ORDER = (
     ),
     Stage(
         "divergence",
-        "Compare the quantized files with the unquantized one.",
         ("label", "export", "quantize"),
         lambda r: [r.seed, r.engine_threads, r.capture.model_dump(), r.quantize.types],
         lambda r: [],
@@ -150,7 +141,6 @@ _ORDER = (
     ),
     Stage(
         "eval",
-        "Measure parents, scalar curve and merge in llama.cpp.",
         ("label", "export", "quantize"),
         lambda r: [
             r.seed,
@@ -166,7 +156,6 @@ _ORDER = (
     ),
     Stage(
         "report",
-        "Write the report and print the closing table.",
         ("fit", "divergence", "eval"),
         lambda r: r.name,
         lambda r: [],
@@ -248,6 +237,6 @@ def _say_reused(names: list[str], run: Run) -> None:
 
 
 def _run(stage: Stage, run: Run) -> None:
-    run.say(f"[{stage.name}] {stage.help}")
+    run.say(f"[{stage.name}] {STAGE_HELP[stage.name]}")
     seconds = execute(stage, STAGES, run)
     run.say(f"[{stage.name}] done in {seconds:.1f} s: {run.of(stage.name)}")
