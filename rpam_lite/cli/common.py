@@ -5,15 +5,16 @@ A command imports what it does inside itself, so that `rpam --help` answers at o
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import RenderableType
 
 from rpam_lite.checkpoint.files import locked
+from rpam_lite.cli.log import logged
 from rpam_lite.errors import RpamError
 from rpam_lite.terminal import progress_bars
 
@@ -28,24 +29,24 @@ app = typer.Typer(
 )
 RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="recipe file, or the name of one: tiny")]
 RunsOption = Annotated[Path, typer.Option("--runs", help="folder that holds the run folders")]
+JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON document, and nothing else")]
 
 
 def with_run(recipe_path: Path, runs: Path, action: Callable[[Run], None]) -> None:
-    """Do something to the run of a recipe, which is locked for so long."""
+    """Do something to the run of a recipe, whose folder is locked for so long; its log file keeps what is said."""
     from rpam_lite.pipeline.parents import downloaded
     from rpam_lite.pipeline.stage import Run
     from rpam_lite.recipe import load_recipe
 
-    with progress_bars() as bars:
+    recipe = load_recipe(recipe_path)
+    folder = runs / recipe.name
+    with locked(folder / ".lock", str(folder)), logged(folder) as log, progress_bars(log) as bars:
+        action(Run(downloaded(recipe, runs, bars.say), folder, bars, bars.say))
 
-        def say(text: RenderableType) -> None:
-            bars.check()
-            bars.progress.console.print(text, markup=False, highlight=False)
 
-        recipe = downloaded(load_recipe(recipe_path), runs, say)
-        folder = runs / recipe.name
-        with locked(folder / ".lock", str(folder)):
-            action(Run(recipe, folder, bars, say))
+def print_json(value: Any) -> None:
+    """One JSON document on stdout."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def run_stage(name: str, recipe_path: Path, runs: Path) -> None:

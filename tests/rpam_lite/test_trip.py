@@ -59,8 +59,8 @@ def write_recipe(folder: Path, **changes: dict[str, Any]) -> None:
 
 
 def contents(run: Path) -> dict[str, bytes]:
-    """Every file of a run but for times."""
-    timed = ("manifest.json", "started.json", "findings.json")  # the last tells what is free now
+    """Every file of a run but for times, and for places on this machine."""
+    timed = ("manifest.json", "started.json", "findings.json", "rpam.log", "recipe.yaml")  # findings: what is free now
     files = [f for f in run.rglob("*") if f.is_file() and f.name not in timed]
     return {str(f.relative_to(run)): re.sub(rb'"seconds": [-+.e0-9]+', b"", f.read_bytes()) for f in files}
 
