@@ -23,7 +23,16 @@ EXTRA_OF = {
 
 
 class RpamError(Exception):
-    """Something the user can mend. The message is shown as it is, without a traceback."""
+    """Something the user can mend. The message is shown as it is, without a traceback.
+
+    Args:
+        message: One sentence.
+        code: Where the kind of error does not follow from the module that raises it (`rpam_lite.error_codes`).
+    """
+
+    def __init__(self, message: str, code: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 def missing_package(error: ModuleNotFoundError) -> RpamError | None:
@@ -33,5 +42,6 @@ def missing_package(error: ModuleNotFoundError) -> RpamError | None:
         return None
     return RpamError(
         f"The package {package!r} is not installed and this step needs it; "
-        f"install it with: pip install 'rpam_lite[{EXTRA_OF[package]}]'"
+        f"install it with: pip install 'rpam_lite[{EXTRA_OF[package]}]'",
+        code="E19",
     )

@@ -25,6 +25,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from rpam_lite.error_codes import UNEXPECTED, code_of
 from rpam_lite.errors import RpamError, missing_package
 
 
@@ -185,20 +186,20 @@ def _plain(text: RenderableType) -> str:
 
 
 def fail_in_one_sentence(command: Callable[[], object]) -> None:
-    """Run a command; every error is one sentence on stderr and an exit code."""
+    """Run a command; every error is its code and one sentence on stderr, and an exit code."""
     try:
         command()
     except (Interrupted, KeyboardInterrupt):
         _fail("interrupted; run the same command again to go on.", 130)
     except RpamError as error:
-        _fail(str(error), 1)
+        _fail(f"[{code_of(error)}] {error}", 1)
     except ModuleNotFoundError as error:
         named = missing_package(error)
-        _fail(str(named) if named else _unexpected(error), 1)
+        _fail(f"[{code_of(named)}] {named}" if named else _unexpected(error), 1)
     except OSError as error:
         _fail(
-            f"{error.filename or 'the system'}: {error.strerror or error}. Check path, permissions and free space, "
-            "or choose another folder with --runs (--records of `rpam eval`); then run the same command again, "
+            f"[E08] {error.filename or 'the system'}: {error.strerror or error}. Check path, permissions and free "
+            "space, or choose another folder with --runs (--records of `rpam eval`); then run the same command again, "
             "nothing finished is lost.",
             1,
         )
@@ -221,7 +222,7 @@ def _unexpected(error: Exception) -> str:
 
 
 def _reported(error: BaseException, kept: str) -> str:
-    return f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]} ({kept})."
+    return f"[{UNEXPECTED}] unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]} ({kept})."
 
 
 def _fail(message: str, code: int) -> None:

@@ -177,7 +177,8 @@ class TransformersEngine:
         except torch.OutOfMemoryError:
             raise RpamError(
                 f"{self.folder}: {self.device} has no memory for {len(tokens)} requests of {mask.shape[1]} tokens; "
-                f"lower `batch` (now {self.batch})."
+                f"lower `batch` (now {self.batch}).",
+                code="E07",
             ) from None
         logits: torch.Tensor = output.logits[:, -1].float()
         if logits.isnan().any():
@@ -229,7 +230,9 @@ def _load(folder: Path, bits: int, device: torch.device) -> Any:
         )
         model = model.eval() if bits < 16 else model.eval().to(device)
     except torch.OutOfMemoryError:
-        raise RpamError(f"{folder}: {device} has no memory for it at {bits} bits; choose fewer bits.") from None
+        raise RpamError(
+            f"{folder}: {device} has no memory for it at {bits} bits; choose fewer bits.", code="E07"
+        ) from None
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise RpamError(f"{folder}: transformers can't load it at {bits} bits on {device} ({reason}).") from None

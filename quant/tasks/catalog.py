@@ -92,7 +92,8 @@ def _download(benchmark: Benchmark, revision: str) -> tuple[Iterable[Mapping[str
     except ModuleNotFoundError as error:
         raise RpamError(
             f"The package {error.name!r} is not installed and the task {benchmark.name} needs it; "
-            "install it with: pip install 'rpam_lite[eval]'"
+            "install it with: pip install 'rpam_lite[eval]'",
+            code="E19",
         ) from None
     try:
         rows = load_dataset(benchmark.hub, benchmark.config or None, split=benchmark.split, revision=revision or None)

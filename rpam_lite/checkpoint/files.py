@@ -144,7 +144,7 @@ def locked(path: Path, what: str) -> Iterator[None]:
         with FileLock(path, timeout=0):
             yield
     except Timeout:
-        raise RpamError(f"{what}: another run works there; wait until it has ended, or stop it.") from None
+        raise RpamError(f"{what}: another run works there; wait until it has ended, or stop it.", code="E13") from None
 
 
 def _line(row: dict[str, Any]) -> str:

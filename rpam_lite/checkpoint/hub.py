@@ -115,7 +115,8 @@ def fetch(hub_id: str, missing: int, say: Callable[[str], None]) -> Path:
         free = shutil.disk_usage(next(p for p in (cache, *cache.parents) if p.exists())).free
         if free < missing:
             raise RpamError(
-                f"{cache}: {missing - free} bytes are missing to download {hub_id}; free some, or set HF_HOME."
+                f"{cache}: {missing - free} bytes are missing to download {hub_id}; free some, or set HF_HOME.",
+                code="E08",
             )
         say(f"downloading {hub_id}: {missing / 1e9:.2f} GB into {cache}")
     with _hub_errors(hub_id):

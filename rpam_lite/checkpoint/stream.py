@@ -161,7 +161,8 @@ def _allocate(folder: Path, shards: Sequence[Shard]) -> None:
                 missing = sum(s.size for s in shards[i:]) - shutil.disk_usage(folder).free
                 raise RpamError(
                     f"{folder}: the disk is full, {missing} bytes more are needed for the merged checkpoint; free them "
-                    "and run the same command again, what is written stays."
+                    "and run the same command again, what is written stays.",
+                    code="E08",
                 ) from None
             stream.write(shard.head)
 

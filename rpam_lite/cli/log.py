@@ -13,6 +13,7 @@ from typing import TextIO
 import typer
 
 from rpam_lite import __version__
+from rpam_lite.error_codes import code_of
 from rpam_lite.errors import RpamError
 from rpam_lite.terminal import Interrupted, Unexpected
 
@@ -59,7 +60,7 @@ def logged(folder: Path) -> Iterator[Callable[[str], None]]:
         ours.warning("interrupted")
         raise
     except RpamError as error:
-        ours.error("%s", error)
+        ours.error("[%s] %s", code_of(error), error)
         raise
     except (OSError, ModuleNotFoundError) as error:
         ours.exception("%s", error)

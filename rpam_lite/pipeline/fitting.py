@@ -227,7 +227,8 @@ def _advice(planned: Planned) -> Iterator[None]:
         raise RpamError(
             f"Out of {place} memory with {describe(planned.plan.way)} "
             f"(planned: {size_text(planned.plan.total(place))}); {advice}. "
-            "What is done stays for a run with the same `memory`; another one starts this stage anew."
+            "What is done stays for a run with the same `memory`; another one starts this stage anew.",
+            code="E07",
         ) from None
 
 

@@ -107,7 +107,7 @@ def merged_source(run: Run) -> tuple[MergedSource | MethodSource, dict[str, Any]
     recipe = run.recipe
     dtype = getattr(torch, recipe.merge.dtype)
     if recipe.merge.accelerator == "cuda" and not torch.cuda.is_available():
-        raise RpamError("`merge.accelerator` is cuda and this machine has no usable GPU; set it to cpu.")
+        raise RpamError("`merge.accelerator` is cuda and this machine has no usable GPU; set it to cpu.", code="E09")
     long, short, donor = run.pair()
     if recipe.merge.method == OURS:
         fitted = coefficients.load(run.of("fit") / "coefficients.json")
