@@ -13,7 +13,16 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
 
 from rpam_lite.checkpoint.hub import local_or_hub
 from rpam_lite.errors import RpamError
@@ -101,7 +110,9 @@ def _bytes(value: object) -> object:
     return int(float(match[1]) * base ** " KMGT".index(unit[:1] or " "))
 
 
-Size = Annotated[int, BeforeValidator(_bytes), Field(gt=0)]
+Size = Annotated[
+    int, BeforeValidator(_bytes), Field(gt=0), WithJsonSchema({"type": ["integer", "string"], "examples": ["6GiB"]})
+]
 
 
 class Memory(_Section):
