@@ -44,7 +44,7 @@ def _model(name: str) -> Any:
         from rpam_lite.preflight.findings import Finding
 
         return Finding
-    raise RpamError(f"{name}: there is no such schema; there are {', '.join(NAMES)}.", code="E02")
+    raise RpamError(f"{name}: there is no such schema; there are {', '.join(NAMES)}.")
 
 
 def write_schemas(folder: Path) -> None:
