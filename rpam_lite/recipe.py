@@ -228,7 +228,9 @@ class Dial(_Section):
     prices: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] = Field(
         (), description="points of accuracy that 1000 tokens must be worth; without any, one merge by the labels"
     )
-    questions: Positive = Field(256, description="calibration questions at most that the fit never saw, to choose on")
+    questions: Positive = Field(
+        256, description="calibration questions set aside to choose on, a third of each level at most"
+    )
     max_tokens_share: Share | None = Field(
         None, description="take the most accurate within this share of Long's tokens"
     )

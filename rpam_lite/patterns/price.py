@@ -5,13 +5,14 @@ On a question, Long is worth more than Short by its regret, in points of accurac
     regret = 100 * (acc_L - acc_S) - price * (len_L - len_S) / 1000
 
 Its sign selects the parent, as the label rule `cost` does, and its size is what a wrong choice there
-costs: the question's weight in the fit. At price 0 questions that both parents answer right weigh
+costs: the question's weight in the fit (`fit/shares.py` brings points and nats together). At price 0 questions that both parents answer right weigh
 nothing, and the merge may think about everything; a high price leaves Long those questions alone where
 thinking gains much in few tokens.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -81,3 +82,24 @@ def family(rows: Sequence[Mapping[str, Any]], prices: Sequence[float]) -> Family
                 for price, weight in own.items():
                     weights[price].append(weight)
     return Family(traces, weights)
+
+
+def set_aside(rows: Sequence[Mapping[str, Any]], count: int, seed: int) -> list[str]:
+    """Keys of questions that no fit reads, so that a member can be chosen on them, in their order in `rows`.
+
+    The same number of every level (as far as it goes), whatever their labels are: at most `count` in all and at
+    most a third of a level.
+
+    Args:
+        rows: Rows of patterns.jsonl.
+        count: Questions at most.
+        seed: Of the draw.
+    """
+    levels: dict[Any, list[str]] = {}
+    for row in rows:
+        levels.setdefault(row["level"], []).append(row["key"])
+    each = count // max(len(levels), 1)
+    drawn: set[str] = set()
+    for level, keys in levels.items():
+        drawn.update(random.Random(f"{seed}-dial-{level}").sample(keys, min(each, len(keys) // 3)))
+    return [row["key"] for row in rows if row["key"] in drawn]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
@@ -28,22 +27,20 @@ POINTS_BELOW_LONG = 1.0  # where the recipe wishes nothing
 
 
 def unseen_questions(run: Run) -> list[Question]:
-    """Calibration questions to choose on, at most `dial.questions` of them, drawn with the run's seed.
+    """Calibration questions that no fit reads, to choose on.
 
     Raises:
-        RpamError: The fit reads them all.
+        RpamError: There are too few questions to set any aside.
     """
     from quant.tasks.questions import load_questions
 
-    keys = unseen_keys(run)
+    keys = set(unseen_keys(run))
     if not keys:
         raise RpamError(
-            f"{run.recipe.label.questions}: holds no question beside those that the fit reads, so that `dial.prices` "
-            "leaves nothing to choose on; add questions, or lower `capture.questions_per_class`."
+            f"{run.recipe.label.questions}: holds fewer than three questions a level, so that `dial.prices` can set "
+            "none aside to choose on; add questions, or raise `dial.questions`."
         )
-    count = min(len(keys), run.recipe.dial.questions)
-    drawn = set(random.Random(f"{run.recipe.seed}-dial").sample(keys, count))
-    return [q for q in load_questions(run.recipe.label.questions) if q.key in drawn]
+    return [q for q in load_questions(run.recipe.label.questions) if q.key in keys]
 
 
 def choose_member(run: Run, members: Mapping[float, Coefficients]) -> float:

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from rpam_lite.fit.coefficients import Coefficients
     from rpam_lite.fit.problem import Problem, Reducer
     from rpam_lite.fit.setup import Planned
-    from rpam_lite.streaming.activations import CalibrationSet
 
     Fitted = tuple[Coefficients, dict[str, Any]]  # with the contents of fit.json
 
@@ -131,7 +130,9 @@ def fit_share(run: Run, rank: int, world: int, reduce: Reducer) -> dict[float | 
         problem = open_problem(recipe, planned, questions, run.of("capture"), scratch)
         values = torch.full((len(problem.grouping),), settings.start, device=problem.device)
         run.say(f"{len(values)} lambdas, one a {settings.granularity}")
-        for price, shares in _shares(run, questions).items():
+        for price, shares in _shares(
+            run, problem, planned, scratch, range(rank, len(questions), world), reduce
+        ).items():
             if price is not None:
                 run.say(f"price {price:g}: {int((shares > 0).sum())} of {len(shares)} traces")
             own = [q for q in range(rank, len(questions), world) if shares[q] > 0]
@@ -147,20 +148,30 @@ def fit_share(run: Run, rank: int, world: int, reduce: Reducer) -> dict[float | 
     return found
 
 
-def _shares(run: Run, questions: CalibrationSet) -> dict[float | None, torch.Tensor]:
+def _shares(
+    run: Run, problem: Problem, planned: Planned, scratch: Path, own: range, reduce: Reducer
+) -> dict[float | None, torch.Tensor]:
     """Weight of every trace in the loss, float32 [traces] with sum 1, by price (None without prices)."""
     import torch
 
     from rpam_lite.fit.batches import question_shares
+    from rpam_lite.fit.setup import open_stores
+    from rpam_lite.fit.shares import loss_of_the_other_parent, priced_shares
 
-    balance = question_shares(questions, run.recipe.fit.long_weight)
+    is_long, long_weight = problem.questions.is_long, run.recipe.fit.long_weight
     if not run.recipe.dial.prices:
-        return {None: balance}
+        return {None: question_shares(problem.questions, long_weight)}
     weights = {price: torch.tensor(found) for price, found in sorted(calibration_traces(run).weights.items())}
     for price, found in weights.items():
         if not found.any():
             raise RpamError(f"`dial.prices` {price:g}: at this price no calibration question weighs anything; drop it.")
-    return {price: balance * found / (balance * found).sum() for price, found in weights.items()}
+    way = planned.plan.way
+    stores = partial(open_stores, kind=way.store, scratch=scratch)
+    other = loss_of_the_other_parent(problem, own, way.micro_tokens, stores, reduce)
+    for name, side in (("long", is_long), ("short", ~is_long)):
+        if side.any():
+            run.say(f"the other parent loses {other[side][0]:.2f} on traces that select {name}")
+    return {price: priced_shares(found, is_long, long_weight, other) for price, found in weights.items()}
 
 
 def _fit_member(

@@ -35,7 +35,8 @@ def calibration_traces(run: Run) -> Traces:
     from rpam_lite.streaming.capture import calibration_set, choose_questions
 
     settings, prices = run.recipe.capture, run.recipe.dial.prices
-    rows = pattern_rows(run)
+    aside = set(unseen_keys(run)) if prices else set()
+    rows = [row for row in pattern_rows(run) if row["key"] not in aside]
     chosen = choose_questions(labelled(rows), settings.questions_per_class, run.recipe.seed)
     weights: dict[float, list[float]] = {}
     if prices:
@@ -46,9 +47,13 @@ def calibration_traces(run: Run) -> Traces:
 
 
 def unseen_keys(run: Run) -> list[str]:
-    """Keys of the calibration questions that neither capture nor fit read, in their order in the file."""
-    chosen = {question.key for question in calibration_traces(run).chosen}
-    return [row["key"] for row in pattern_rows(run) if row["key"] not in chosen]
+    """Keys of the labelled questions that the dial sets aside before capture and fit choose theirs.
+
+    Evenly over the levels, drawn with the run's seed: at most `dial.questions` of them, and a third of each level.
+    """
+    from rpam_lite.patterns.price import set_aside
+
+    return set_aside(pattern_rows(run), run.recipe.dial.questions, run.recipe.seed)
 
 
 def pattern_rows(run: Run) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from quant.frontier import cheapest_above, most_accurate_within
 from rpam_lite.errors import RpamError
-from rpam_lite.patterns.price import family, priced, regret
+from rpam_lite.patterns.price import family, priced, regret, set_aside
 from rpam_lite.patterns.rule import Score, cost
 from rpam_lite.recipe import Dial, Fit, load_recipe, with_dial
 from tests.conftest import ROOT
@@ -77,6 +77,17 @@ def test_a_family_shares_its_traces() -> None:
 
 def test_a_question_that_one_parent_was_never_asked_is_passed_over() -> None:
     assert family([row(4, 1) | {"samples_long": 0, "tokens_long": None}], [10]).traces == []
+
+
+def test_what_is_set_aside_is_even_over_levels_and_leaves_two_thirds_of_each() -> None:
+    rows = [
+        row(4, 4, key=f"{level}-{i}") | {"level": level} for level, n in ((1, 30), (2, 9), (3, 2)) for i in range(n)
+    ]
+    found = set_aside(rows, 15, seed=1)
+    assert [sum(key.startswith(f"{level}-") for key in found) for level in (1, 2, 3)] == [5, 3, 0]
+    assert found == set_aside(rows, 15, seed=1) != set_aside(rows, 15, seed=2)
+    assert found == [r["key"] for r in rows if r["key"] in found]  # in their order
+    assert len(set_aside(rows, 1000, seed=1)) == 10 + 3
 
 
 def test_the_wish_is_met_where_it_can_be() -> None:
