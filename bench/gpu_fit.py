@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from bench.pair import random_questions
+from rpam_lite.checkpoint.files import size_text
 from rpam_lite.fit.batches import load_batches, micro_batches, question_shares
 from rpam_lite.fit.coefficients import grouping
 from rpam_lite.fit.gradient import joint_gradient
@@ -31,7 +32,6 @@ from rpam_lite.recipe import Fit
 from rpam_lite.streaming.capture import capture
 from rpam_lite.streaming.ends import Ends
 from rpam_lite.streaming.machine import peak_memory
-from rpam_lite.streaming.plan_table import size_text
 from rpam_lite.streaming.shapes import config_of_shape
 from rpam_lite.streaming.skeleton import Skeleton
 from rpam_lite.streaming.store import MemoryStore

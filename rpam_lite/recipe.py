@@ -24,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from rpam_lite.checkpoint.files import RUN_LOG, RUN_RECIPE, is_run_folder
 from rpam_lite.checkpoint.hub import local_or_hub
 from rpam_lite.errors import RpamError
 
@@ -374,10 +375,12 @@ def with_dial(recipe: Recipe, prices: str, wish: Mapping[str, float | None]) -> 
 def load_recipe(path: Path) -> Recipe:
     """Read and check a recipe; a bare name such as `tiny` finds the recipe that ships with us.
 
+    A run folder stands for the recipe that it was last worked on with.
+
     Raises:
         RpamError: The file is missing, is not YAML, or has wrong keys or values (all of them named).
     """
-    file = _find(path)
+    file = find_recipe(path)
     try:
         raw = yaml.safe_load(file.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
@@ -393,14 +396,28 @@ def load_recipe(path: Path) -> Recipe:
     return _with_absolute_paths(recipe, file.parent.resolve())
 
 
-def _find(path: Path) -> Path:
-    """The recipe file: as given, or by name among those of the checkout or of the installed wheel."""
-    shipped = [Path(__file__).parents[1] / "recipes", Path(str(resources.files("rpam_lite"))) / "recipes"]
-    names = [path] if path.suffix else [path, path.with_suffix(".yaml")]
-    for candidate in [*names, *(folder / name for folder in shipped for name in names if len(name.parts) <= 2)]:
+def shipped_folder() -> Path:
+    """Where the recipes lie that come with us: of the installed wheel, or of the checkout."""
+    installed = Path(str(resources.files("rpam_lite"))) / "recipes"
+    return installed if installed.is_dir() else Path(__file__).parents[1] / "recipes"
+
+
+def find_recipe(path: Path) -> Path:
+    """The recipe file: as given, of a run folder, or by name among those that come with us.
+
+    Raises:
+        RpamError: There is none.
+    """
+    if is_run_folder(path):
+        return path / RUN_RECIPE
+    known = path.suffix in (".yaml", ".yml") or not path.name
+    names = [path] if known else [path, path.with_name(f"{path.name}.yaml")]
+    for candidate in [*names, *(shipped_folder() / name for name in names if len(name.parts) <= 2)]:
         if candidate.is_file():
             return candidate
-    raise RpamError(f"{path}: no such recipe file; `tiny` is the one that ships with rpam_lite.")
+    if path.is_dir():
+        raise RpamError(f"{path}: is a folder without {RUN_RECIPE} and {RUN_LOG}, so no run folder; name a recipe.")
+    raise RpamError(f"{path}: no such recipe file; `rpam recipes ls` lists those that ship with rpam_lite.")
 
 
 def _all_mistakes(error: ValidationError) -> str:

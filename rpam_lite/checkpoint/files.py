@@ -13,6 +13,8 @@ from typing import Any
 from rpam_lite.errors import RpamError
 
 ADAPTER_CONFIG = "adapter_config.json"
+# What every run folder holds beside its stages.
+RUN_RECIPE, RUN_LOG = "recipe.yaml", "rpam.log"
 
 
 @contextmanager
@@ -64,6 +66,11 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def is_run_folder(path: Path) -> bool:
+    """Whether it is a folder that a run of ours made."""
+    return (path / RUN_RECIPE).is_file() and (path / RUN_LOG).is_file()
+
+
 def is_adapter(path: Path) -> bool:
     """Whether a folder holds a PEFT adapter rather than a whole checkpoint."""
     return (path / ADAPTER_CONFIG).exists()
@@ -92,6 +99,14 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise RpamError(f"{path}: {what} is a JSON {type(value).__name__}, not an object; restore the file.")
     return value
+
+
+def size_text(size: int) -> str:
+    """Bytes in the largest binary unit that leaves one figure before the point."""
+    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size} B"
 
 
 def _flush(path: Path) -> None:

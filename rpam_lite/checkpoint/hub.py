@@ -123,6 +123,17 @@ def fetch(hub_id: str, missing: int, say: Callable[[str], None]) -> Path:
         return Path(str(snapshot_download(local_files_only=not missing, **_wanted(hub_id))))
 
 
+def in_cache(hub_id: str) -> Path | None:
+    """The checkpoint's folder in the hub's cache; None if it is not there. The hub is not asked."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(str(snapshot_download(local_files_only=True, **_wanted(hub_id))))
+    except LocalEntryNotFoundError:
+        return None
+
+
 def _wanted(hub_id: str) -> dict[str, Any]:
     """Which files make up a checkpoint."""
     name, revision = _split(hub_id)

@@ -28,19 +28,22 @@ app = typer.Typer(
     add_completion=True,
 )
 RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="recipe file, or the name of one: tiny")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RECIPE | RUN_FOLDER", help="recipe, or the folder of a run")]
 RunsOption = Annotated[Path, typer.Option("--runs", help="folder that holds the run folders")]
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON document, and nothing else")]
 
 
 def with_run(recipe_path: Path, runs: Path, action: Callable[[Run], None]) -> None:
     """Do something to the run of a recipe, whose folder is locked for so long; its log file keeps what is said."""
+    from rpam_lite.pipeline.opening import folder_of, keep_recipe
     from rpam_lite.pipeline.parents import downloaded
     from rpam_lite.pipeline.stage import Run
     from rpam_lite.recipe import load_recipe
 
     recipe = load_recipe(recipe_path)
-    folder = runs / recipe.name
+    folder = folder_of(recipe_path, runs, recipe)
     with locked(folder / ".lock", str(folder)), logged(folder) as log, progress_bars(log) as bars:
+        keep_recipe(recipe, folder)
         action(Run(downloaded(recipe, runs, bars.say), folder, bars, bars.say))
 
 

@@ -13,11 +13,10 @@ from typing import TextIO
 import typer
 
 from rpam_lite import __version__
+from rpam_lite.checkpoint.files import RUN_LOG
 from rpam_lite.error_codes import code_of
 from rpam_lite.errors import RpamError
 from rpam_lite.terminal import Interrupted, Unexpected
-
-LOG = "rpam.log"
 
 
 @contextmanager
@@ -31,7 +30,7 @@ def logged(folder: Path) -> Iterator[Callable[[str], None]]:
         Unexpected: In place of an error that nobody foresaw, which is logged with its traceback.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(folder / LOG, encoding="utf-8")
+    handler = logging.FileHandler(folder / RUN_LOG, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S%z"))
     ours, root, warn = logging.getLogger("rpam"), logging.getLogger(), warnings.showwarning
     level = ours.level
@@ -67,7 +66,7 @@ def logged(folder: Path) -> Iterator[Callable[[str], None]]:
         raise
     except Exception as error:
         ours.exception("unexpected %s", type(error).__name__)
-        raise Unexpected((folder / LOG).resolve()) from error
+        raise Unexpected((folder / RUN_LOG).resolve()) from error
     finally:
         warnings.showwarning = warn
         ours.setLevel(level)

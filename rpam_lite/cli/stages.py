@@ -15,11 +15,23 @@ from rpam_lite.pipeline.names import STAGE_HELP
 
 
 @app.command("run")
-def run_command(recipe: RecipeArgument, runs: RunsOption = Path("runs")) -> None:
+def run_command(
+    recipe: RecipeArgument,
+    runs: RunsOption = Path("runs"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would happen and cost; touch nothing")] = False,
+) -> None:
     """Run all stages that are not done yet, from two checkpoints to a measured GGUF file.
 
-    Example: rpam run recipes/tiny.yaml
+    Example: rpam run recipes/tiny.yaml --dry-run
     """
+    if dry_run:
+        from rpam_lite.pipeline.dry_run import dry_run as told
+        from rpam_lite.pipeline.opening import opened
+
+        console = Console(soft_wrap=True)
+        for part in told(opened(recipe, runs)):
+            console.print(part, markup=False, highlight=False)
+        return
     from rpam_lite.pipeline.trip import run_all
 
     with_run(recipe, runs, run_all)

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from rpam_lite.checkpoint.files import write_text
-from rpam_lite.errors import RpamError
 from rpam_lite.pipeline.artefacts import exported_gguf
 from rpam_lite.pipeline.ollama import modelfile_of
 from rpam_lite.pipeline.ollama import settings as ollama_settings
 from rpam_lite.pipeline.quantizing import settings
-from rpam_lite.pipeline.stage import Run, is_done
+from rpam_lite.pipeline.stage import Run
 from rpam_lite.pipeline.traces import calibration_traces
-from rpam_lite.pipeline.trip import STAGES
+from rpam_lite.pipeline.trip import require_files
 from rpam_lite.recipe import parse_size
 
 if TYPE_CHECKING:
@@ -80,8 +79,7 @@ def quantize_to(run: Run, fit: str | None, budget_kld: float | None, context: in
 
 def _require_stages(run: Run) -> None:
     for needed in ("export", *(["imatrix"] if run.recipe.quantize.imatrix else [])):
-        if not is_done(STAGES[needed], STAGES, run):
-            raise RpamError(f"{run.of(needed)}: stage {needed!r} is not done for this recipe as it is now; `rpam run`.")
+        require_files(needed, "quantize", run)
 
 
 def _table(

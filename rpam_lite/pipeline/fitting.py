@@ -219,8 +219,8 @@ def _advice(planned: Planned) -> Iterator[None]:
     """Turn a lack of memory into an error that says what would need less."""
     import torch
 
+    from rpam_lite.checkpoint.files import size_text
     from rpam_lite.streaming.plan import describe, next_smaller
-    from rpam_lite.streaming.plan_table import size_text
 
     try:
         yield

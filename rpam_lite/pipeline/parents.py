@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from rpam_lite.checkpoint.hub import fetch, fetch_headers, is_hub_id, missing_bytes
+from rpam_lite.checkpoint.hub import fetch, fetch_headers, in_cache, is_hub_id, missing_bytes
 from rpam_lite.errors import RpamError
 from rpam_lite.recipe import Recipe
 
@@ -48,6 +48,12 @@ def downloaded(recipe: Recipe, runs: Path, say: Callable[[str], None]) -> Recipe
             raise RpamError(f"{len(errors)} errors above; nothing was downloaded.")
     folders = {name: fetch(hub_id, missing[name], say) for name, hub_id in on_hub(recipe).items()}
     return _replaced(recipe, folders)
+
+
+def cached(recipe: Recipe) -> Recipe:
+    """The recipe with those of its hub parents that are in the hub's cache; nothing is asked or downloaded."""
+    folders = {name: in_cache(hub_id) for name, hub_id in on_hub(recipe).items()}
+    return _replaced(recipe, {name: folder for name, folder in folders.items() if folder is not None})
 
 
 def findings_of(recipe: Recipe, run_folder: Path) -> list[Finding]:

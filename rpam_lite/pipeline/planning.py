@@ -7,12 +7,13 @@ from tempfile import TemporaryDirectory
 
 from rich.table import Table
 
+from rpam_lite.checkpoint.files import size_text
 from rpam_lite.errors import RpamError
 from rpam_lite.pipeline.parents import with_headers
 from rpam_lite.recipe import Recipe
 from rpam_lite.streaming.machine import free_host_bytes, resident_bytes
 from rpam_lite.streaming.plan import Budget, Plan, choose, model_size
-from rpam_lite.streaming.plan_table import UNLIMITED, plan_table, size_text
+from rpam_lite.streaming.plan_table import UNLIMITED, plan_table
 from rpam_lite.streaming.shapes import config_of_shape
 from rpam_lite.streaming.skeleton import Skeleton, load_config
 from rpam_lite.streaming.work import estimated_work

@@ -12,7 +12,7 @@ import json
 import platform
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -87,7 +87,7 @@ class Stage:
     Attributes:
         name: Its command and its folder.
         needs: Stages whose files it reads.
-        settings: The part of the recipe that its result depends on.
+        settings: The part of the recipe that its result depends on, by key; and what else does, by its name.
         inputs: Files and folders outside the run folder that it reads.
         action: Does the work, writing into `run.of(name)`.
         keeps_files: Whether its folder outlives a change of fingerprint; its files then carry keys
@@ -98,7 +98,7 @@ class Stage:
 
     name: str
     needs: tuple[str, ...]
-    settings: Callable[[Recipe], Any]
+    settings: Callable[[Recipe], dict[str, Any]]
     inputs: Callable[[Recipe], list[Path]]
     action: Callable[[Run], None]
     keeps_files: bool = False
@@ -108,7 +108,8 @@ class Stage:
 
 def fingerprint(stage: Stage, recipe: Recipe) -> str:
     """Hash of the stage's version, its part of the recipe and the files that it reads from outside."""
-    parts = [stage.name, stage.version, stage.settings(recipe), [identity(path) for path in stage.inputs(recipe)]]
+    settings = list(stage.settings(recipe).values())
+    parts = [stage.name, stage.version, settings, [identity(path) for path in stage.inputs(recipe)]]
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()
 
 
@@ -141,16 +142,57 @@ def is_done(stage: Stage, stages: dict[str, Stage], run: Run) -> bool:
     A stage is built on what the stages before it *made*: if one of them ran again and made the same
     bytes, this one is still done.
     """
-    needs = needed_by(stage, stages, run.recipe)
-    if not all(is_done(stages[name], stages, run) for name in needs):
-        return False
+    return why_not_done(stage, stages, run) is None
+
+
+def why_not_done(stage: Stage, stages: dict[str, Stage], run: Run) -> str | None:
+    """Why the stage must run, as `recipe changed: fit.steps 30 -> 3`; None if it is done.
+
+    Files that were removed to save space count as whole, see `removed_files`.
+    """
     manifest = read_manifest(stage.name, run)
-    if manifest is None or manifest["fingerprint"] != fingerprint(stage, run.recipe):
-        return False
-    if manifest["built_on"] != _made_by(needs, run):
-        return False
-    sizes = manifest["files"].items()
-    return all((f := run.of(stage.name) / name).is_file() and f.stat().st_size == size for name, size in sizes)
+    if manifest is None:
+        return "not done yet"
+    if manifest["fingerprint"] != fingerprint(stage, run.recipe):
+        return _what_changed(stage, run.recipe, manifest)
+    needs = needed_by(stage, stages, run.recipe)
+    if again := [name for name in needs if not is_done(stages[name], stages, run)]:
+        return f"builds on {', '.join(again)}"
+    made = _made_by(needs, run)
+    if manifest["built_on"] != made:
+        others = [name for name in needs if manifest["built_on"].get(name) != made[name]]
+        return f"other files of {', '.join(others)}" if others else "needs fewer stages now"
+    folder, sizes = run.of(stage.name), manifest["files"].items()
+    lost = [name for name, size in sizes if not (f := folder / name).is_file() or f.stat().st_size != size]
+    return f"files missing or damaged: {some(lost)}" if lost else None
+
+
+def _what_changed(stage: Stage, recipe: Recipe, manifest: dict[str, Any]) -> str:
+    """Which settings and inputs differ from those in the manifest."""
+    before, now = manifest["settings"], _as_json(stage.settings(recipe))
+    found = [f"recipe changed: {some(lines)}"] if (lines := list(differences(before, now))) else []
+    inputs = [[str(path), identity(path)] for path in stage.inputs(recipe)]
+    told = manifest.get("inputs", inputs)
+    if [seen for _, seen in told] != [seen for _, seen in inputs]:
+        known = {seen for _, seen in told}
+        other = [path for path, seen in inputs if seen not in known]
+        found.append(f"inputs changed: {some(other) or 'their order'}")
+    return "; ".join(found) or "made by another version of rpam_lite"
+
+
+def differences(before: Any, now: Any, key: str = "") -> Iterator[str]:
+    """Lines such as `fit.steps 30 -> 3` of two settings as JSON holds them."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in [*before, *(name for name in now if name not in before)]:
+            yield from differences(before.get(name), now.get(name), f"{key}.{name}" if key else name)
+    elif before != now:
+        yield f"{key} {json.dumps(before)} -> {json.dumps(now)}" if key else "its settings"
+
+
+def removed_files(stage: str, run: Run) -> dict[str, int]:
+    """Files of a finished stage that `rpam clean` removed, with their sizes; no file stands for them."""
+    manifest = read_manifest(stage, run)
+    return dict(manifest.get("removed", {})) if manifest else {}
 
 
 def needed_by(stage: Stage, stages: dict[str, Stage], recipe: Recipe) -> tuple[str, ...]:
@@ -204,7 +246,8 @@ def execute(stage: Stage, stages: dict[str, Stage], run: Run) -> float:
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in _REPORTED_PACKAGES},
         "seed": run.recipe.seed,
-        "settings": json.loads(json.dumps(stage.settings(run.recipe), default=str)),
+        "settings": _as_json(stage.settings(run.recipe)),
+        "inputs": [[str(path), identity(path)] for path in stage.inputs(run.recipe)],
         "files": {p.relative_to(folder).as_posix(): p.stat().st_size for p in files},
     }
     write_json(folder / MANIFEST, manifest)
@@ -216,6 +259,15 @@ def _made_by(names: tuple[str, ...], run: Run) -> dict[str, str | None]:
     """What each of these stages has made, as its manifest says."""
     manifests = {name: read_manifest(name, run) for name in names}
     return {name: manifest["made"] if manifest else None for name, manifest in manifests.items()}
+
+
+def _as_json(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=str))
+
+
+def some(names: Sequence[str]) -> str:
+    """The first three, and how many more."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _version(package: str) -> str | None:

@@ -14,7 +14,16 @@ from rpam_lite.patterns.label import PATTERN_VERSION
 from rpam_lite.pipeline import checking, fitting, merging, quantizing, stages, statistics
 from rpam_lite.pipeline.measure import run_eval
 from rpam_lite.pipeline.names import STAGE_HELP
-from rpam_lite.pipeline.stage import Run, Stage, execute, is_done, needed_by, parent_folders
+from rpam_lite.pipeline.stage import (
+    Run,
+    Stage,
+    execute,
+    is_done,
+    needed_by,
+    parent_folders,
+    removed_files,
+    why_not_done,
+)
 from rpam_lite.recipe import OURS, Recipe, with_dial
 
 
@@ -57,23 +66,30 @@ _ORDER = (
     Stage(
         "label",
         (),
-        lambda r: [
-            r.name,
-            r.seed,
-            r.engine_threads,
-            r.merge.donor,
-            r.export.type,
-            GRADER_VERSION,
-            PATTERN_VERSION,
-            r.label.model_dump(exclude={"questions"}),
-        ],
+        lambda r: {
+            "name": r.name,
+            "seed": r.seed,
+            "engine_threads": r.engine_threads,
+            "merge.donor": r.merge.donor,
+            "export.type": r.export.type,
+            "version of the grader": GRADER_VERSION,
+            "version of the labels": PATTERN_VERSION,
+            "label": r.label.model_dump(exclude={"questions"}),
+        },
         lambda r: [*parent_folders(r), r.label.questions],
         stages.run_label,
     ),
     Stage(
         "capture",
         ("label",),
-        lambda r: [r.seed, r.threads, r.merge.donor, r.memory.model_dump(), r.capture.model_dump(), r.dial.prices],
+        lambda r: {
+            "seed": r.seed,
+            "threads": r.threads,
+            "merge.donor": r.merge.donor,
+            "memory": r.memory.model_dump(),
+            "capture": r.capture.model_dump(),
+            "dial.prices": r.dial.prices,
+        },
         parent_folders,
         fitting.run_capture,
         version=2,
@@ -82,15 +98,15 @@ _ORDER = (
     Stage(
         "fit",
         ("capture", "label"),
-        lambda r: [
-            r.seed,
-            r.threads,
-            r.merge.donor,
-            r.memory.model_dump(),
-            r.fit.model_dump(),
-            r.dial.model_dump(),
-            _measured(r) if r.dial.prices else None,
-        ],
+        lambda r: {
+            "seed": r.seed,
+            "threads": r.threads,
+            "merge.donor": r.merge.donor,
+            "memory": r.memory.model_dump(),
+            "fit": r.fit.model_dump(),
+            "dial": r.dial.model_dump(),
+            "how the dial measures": _measured(r) if r.dial.prices else None,
+        },
         parent_folders,
         fitting.run_fit,
         applies=_fits,
@@ -98,7 +114,12 @@ _ORDER = (
     Stage(
         "statistics",
         ("capture",),
-        lambda r: [r.seed, r.threads, r.merge.model_dump(include=_MEASURED), r.memory.model_dump()],
+        lambda r: {
+            "seed": r.seed,
+            "threads": r.threads,
+            "merge": r.merge.model_dump(include=_MEASURED),
+            "memory": r.memory.model_dump(),
+        },
         _merged_folders,
         statistics.run_statistics,
         applies=statistics.is_measured,
@@ -106,21 +127,27 @@ _ORDER = (
     Stage(
         "merge",
         ("fit", "statistics"),
-        lambda r: [r.name, r.seed, r.merge.model_dump()],
+        lambda r: {"name": r.name, "seed": r.seed, "merge": r.merge.model_dump()},
         _merged_folders,
         merging.run_merge,
     ),
     Stage(
         "export",
         ("merge",),
-        lambda r: [r.name, r.export.model_dump()],
+        lambda r: {"name": r.name, "export": r.export.model_dump()},
         lambda r: [r.label.questions],
         stages.run_export,
     ),
     Stage(
         "imatrix",
         ("label", "merge"),
-        lambda r: [r.name, r.seed, r.threads, r.memory.model_dump(), r.capture.model_dump()],
+        lambda r: {
+            "name": r.name,
+            "seed": r.seed,
+            "threads": r.threads,
+            "memory": r.memory.model_dump(),
+            "capture": r.capture.model_dump(),
+        },
         lambda r: [],
         quantizing.run_imatrix,
         applies=lambda r: r.quantize.imatrix,
@@ -128,28 +155,33 @@ _ORDER = (
     Stage(
         "quantize",
         ("merge", "export", "imatrix"),
-        lambda r: [r.name, r.quantize.model_dump(), r.ollama.model_dump()],
+        lambda r: {"name": r.name, "quantize": r.quantize.model_dump(), "ollama": r.ollama.model_dump()},
         lambda r: [],
         quantizing.run_quantize,
     ),
     Stage(
         "divergence",
         ("label", "export", "quantize"),
-        lambda r: [r.seed, r.engine_threads, r.capture.model_dump(), r.quantize.types],
+        lambda r: {
+            "seed": r.seed,
+            "engine_threads": r.engine_threads,
+            "capture": r.capture.model_dump(),
+            "quantize.types": r.quantize.types,
+        },
         lambda r: [],
         quantizing.run_divergence,
     ),
     Stage(
         "eval",
         ("label", "export", "quantize"),
-        lambda r: [
-            r.seed,
-            r.engine_threads,
-            GRADER_VERSION,
-            RECORD_VERSION,
-            r.merge.model_dump(),
-            r.eval.model_dump(exclude={"questions"}),
-        ],
+        lambda r: {
+            "seed": r.seed,
+            "engine_threads": r.engine_threads,
+            "version of the grader": GRADER_VERSION,
+            "version of the records": RECORD_VERSION,
+            "merge": r.merge.model_dump(),
+            "eval": r.eval.model_dump(exclude={"questions"}),
+        },
         lambda r: [*parent_folders(r), r.eval.questions],
         run_eval,
         keeps_files=True,
@@ -157,7 +189,7 @@ _ORDER = (
     Stage(
         "report",
         ("fit", "divergence", "eval"),
-        lambda r: r.name,
+        lambda r: {"name": r.name},
         lambda r: [],
         stages.run_report,
     ),
@@ -171,7 +203,7 @@ def run_all(run: Run) -> None:
     for stage in _ORDER:
         if not stage.applies(run.recipe):
             continue
-        if is_done(stage, STAGES, run):
+        if why_runs(stage.name, run) is None:
             reused.append(stage.name)
             continue
         _say_reused(reused, run)
@@ -179,6 +211,15 @@ def run_all(run: Run) -> None:
         _run(stage, run)
     _say_reused(reused, run)
     stages.say_closing(run)
+
+
+def why_runs(name: str, run: Run) -> str | None:
+    """Why a run would do this stage, of those that the recipe needs; None if it would reuse what is there."""
+    why = why_not_done(STAGES[name], STAGES, run)
+    if why is None and removed_files(name, run):
+        readers = [s.name for s in _ORDER if s.applies(run.recipe) and name in s.needs and why_runs(s.name, run)]
+        return f"removed by `rpam clean`, and {readers[0]} needs its files" if readers else None
+    return why
 
 
 def run_one(name: str, run: Run) -> None:
@@ -192,14 +233,30 @@ def run_one(name: str, run: Run) -> None:
     if not STAGES[name].applies(run.recipe):
         raise RpamError(f"`merge.method` is {run.recipe.merge.method!r}, which does without {name!r}.")
     for needed in needed_by(STAGES[name], STAGES, run.recipe):
-        if not is_done(STAGES[needed], STAGES, run):
-            raise RpamError(
-                f"{run.of(needed)}: stage {needed!r} is not done for this recipe as it is now, and {name!r} needs "
-                f"its files; run `rpam {needed}` or `rpam run` first."
-            )
+        require_files(needed, name, run)
     _run(STAGES[name], run)
     if name == "report":
         stages.say_closing(run)
+
+
+def require_files(needed: str, name: str, run: Run) -> None:
+    """Check that a stage is done and that its files are there.
+
+    Args:
+        needed: The stage.
+        name: What needs it.
+        run: The run.
+
+    Raises:
+        RpamError: It is not, or `rpam clean` removed them.
+    """
+    if not is_done(STAGES[needed], STAGES, run):
+        why = f"stage {needed!r} is not done for this recipe as it is now"
+    elif removed_files(needed, run):
+        why = f"`rpam clean` removed files of stage {needed!r}"
+    else:
+        return
+    raise RpamError(f"{run.of(needed)}: {why}, and {name!r} needs its files; run `rpam {needed}` or `rpam run` first.")
 
 
 def fit_family(run: Run, prices: str, wish: Mapping[str, float | None]) -> None:
@@ -215,7 +272,7 @@ def fit_family(run: Run, prices: str, wish: Mapping[str, float | None]) -> None:
     """
     recipe = with_dial(run.recipe, prices, wish)
     priced = replace(run, recipe=recipe)
-    if not is_done(STAGES["capture"], STAGES, priced):
+    if not is_done(STAGES["capture"], STAGES, priced) or removed_files("capture", priced):
         run_one("capture", priced)
     run_one("fit", priced)
 

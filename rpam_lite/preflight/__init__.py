@@ -61,6 +61,23 @@ def check(recipe: Recipe, run_folder: Path) -> list[Finding]:
     return sorted(dict.fromkeys(findings), key=lambda f: order[f.level])
 
 
+def costs(recipe: Recipe, run_folder: Path) -> list[Finding]:
+    """What a run needs of disk and memory, as findings, from headers and configs alone.
+
+    Raises:
+        RpamError: A parent can't be opened, or its architecture is not known.
+    """
+    parents = recipe.parents
+    sources = {name: open_parent(getattr(parents, name), parents.base) for name in ("long", "short")}
+    donor = sources[recipe.merge.donor]
+    config = load_config(donor.folder)
+    findings = list(check_disk(donor, config, recipe, run_folder))
+    if _is_streamed(recipe):
+        stored = max(s.dtype(n).itemsize for s in sources.values() for n in s.names())
+        findings += check_memory(config, stored, recipe, run_folder)
+    return findings
+
+
 def _is_streamed(recipe: Recipe) -> bool:
     """Whether models will be run layer by layer, for the fit or for a method's statistics."""
     return recipe.merge.method == OURS or method_of(recipe.merge.method, recipe.merge.options)[0].measure is not None

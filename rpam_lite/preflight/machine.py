@@ -9,6 +9,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from rpam_lite.checkpoint.files import size_text
 from rpam_lite.checkpoint.source import ParentSource
 from rpam_lite.errors import RpamError
 from rpam_lite.merge.methods import method_of
@@ -16,7 +17,6 @@ from rpam_lite.preflight.findings import Finding
 from rpam_lite.recipe import OURS, Recipe
 from rpam_lite.streaming.machine import budget_of, choose_device, resident_bytes
 from rpam_lite.streaming.plan import choose, describe, model_size
-from rpam_lite.streaming.plan_table import size_text
 from rpam_lite.streaming.skeleton import Skeleton
 from rpam_lite.streaming.work import estimated_work
 

@@ -7,6 +7,7 @@ from io import StringIO
 from rich.console import Console
 from rich.table import Table
 
+from rpam_lite.checkpoint.files import size_text
 from rpam_lite.streaming.plan import Budget, Plan, describe
 
 UNLIMITED = 1 << 62
@@ -30,11 +31,3 @@ def plan_table(plan: Plan, budget: Budget) -> str:
     buffer = StringIO()
     Console(file=buffer, width=110).print(table)
     return f"plan: {describe(plan.way)}\n{buffer.getvalue().rstrip()}"
-
-
-def size_text(size: int) -> str:
-    """Bytes in the largest binary unit that leaves one figure before the point."""
-    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if size >= factor:
-            return f"{size / factor:.1f} {unit}"
-    return f"{size} B"

@@ -77,7 +77,7 @@ def test_a_changed_file_makes_its_readers_stale(tmp_path: Path) -> None:
 
 
 def counting_stage(action: Callable[[Run], None], version: int = 1) -> dict[str, Stage]:
-    stage = Stage("one", (), lambda r: r.name, lambda r: [], action, version=version)
+    stage = Stage("one", (), lambda r: {"name": r.name}, lambda r: [], action, version=version)
     return {"one": stage}
 
 
@@ -127,7 +127,7 @@ def test_what_was_built_on_other_files_is_not_done(tmp_path: Path) -> None:
         (run.of("two") / "out.txt").write_text("two", encoding="utf-8")
 
     stages = counting_stage(first)
-    stages["two"] = Stage("two", ("one",), lambda r: r.name, lambda r: [], second)
+    stages["two"] = Stage("two", ("one",), lambda r: {"name": r.name}, lambda r: [], second)
     execute(stages["one"], stages, run)
     execute(stages["two"], stages, run)
     assert is_done(stages["two"], stages, run)

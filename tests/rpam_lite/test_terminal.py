@@ -15,7 +15,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from rpam_lite import terminal
-from rpam_lite.cli.log import LOG, logged
+from rpam_lite.checkpoint.files import RUN_LOG
+from rpam_lite.cli.log import logged
 from rpam_lite.errors import RpamError
 from rpam_lite.terminal import Bars, Lines, Unexpected, duration_text, fail_in_one_sentence, progress_bars, rate_text
 
@@ -119,7 +120,7 @@ def test_the_log_holds_lines_warnings_and_the_end(tmp_path: Path) -> None:
         with logged(tmp_path) as log, warnings.catch_warnings():
             log(ending)
             logging.getLogger("some.library").warning("look here")
-    text = (tmp_path / LOG).read_text()
+    text = (tmp_path / RUN_LOG).read_text()
     assert [line.split(" ", 1)[1] for line in text.splitlines() if "rpam_lite" not in line] == [
         f"{level} {said}"
         for ending in ("first", "second")
@@ -136,7 +137,7 @@ def test_python_warnings_are_logged_and_still_shown(tmp_path: Path) -> None:
         with logged(tmp_path):
             warnings.showwarning("soon gone", FutureWarning, "here.py", 7)
     assert shown == ["soon gone"]
-    assert "WARNING here.py:7: FutureWarning: soon gone" in (tmp_path / LOG).read_text()
+    assert "WARNING here.py:7: FutureWarning: soon gone" in (tmp_path / RUN_LOG).read_text()
 
 
 def test_an_unexpected_error_points_to_its_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -148,9 +149,9 @@ def test_an_unexpected_error_points_to_its_traceback(tmp_path: Path, capsys: pyt
         fail_in_one_sentence(command)
     assert ended.value.code == 1
     said = capsys.readouterr().err
-    assert said.startswith("rpam: unexpected ZeroDivisionError: by nothing (the traceback is in ")
-    assert str(tmp_path / LOG) in said
-    text = (tmp_path / LOG).read_text()
+    assert said.startswith("rpam: [E20] unexpected ZeroDivisionError: by nothing (the traceback is in ")
+    assert str(tmp_path / RUN_LOG) in said
+    text = (tmp_path / RUN_LOG).read_text()
     assert "Traceback" in text
     assert 'raise ZeroDivisionError("by nothing")' in text
 
@@ -158,8 +159,8 @@ def test_an_unexpected_error_points_to_its_traceback(tmp_path: Path, capsys: pyt
 def test_an_error_of_the_user_is_logged_without_traceback(tmp_path: Path) -> None:
     with pytest.raises(RpamError), logged(tmp_path):
         raise RpamError("x: is wrong.")
-    text = (tmp_path / LOG).read_text()
-    assert "ERROR x: is wrong." in text
+    text = (tmp_path / RUN_LOG).read_text()
+    assert "ERROR [E02] x: is wrong." in text
     assert "Traceback" not in text
     with pytest.raises(typer.Exit), logged(tmp_path):
         raise typer.Exit(3)
