@@ -156,14 +156,18 @@ class Release(_Section):
 
 # The paper's objective in its corrected form: hidden states alone.
 _PAPER = {"alignment_weight": 1.0, "contrastive_weight": 1.0, "kl_weight": 0.0, "sequential": True}
+# AdaMerging's: no label and no answer is read, only how sure the merge is of its answer's first token.
+_ADAMERGING = {"entropy_weight": 1.0, "kl_weight": 0.0, "kl_tokens": 1}
+_FILLED_IN = {"paper": _PAPER, "adamerging": _ADAMERGING}
 
 
 class Fit(_Section):
     """Objective and optimizer of lambda; the terms are logged apart."""
 
-    preset: Literal["adaptive", "paper", "release"] = Field(
+    preset: Literal["adaptive", "paper", "adamerging", "release"] = Field(
         "adaptive",
         description="defaults of the weights below: `adaptive`, as they stand here; `paper`, hidden states alone; "
+        "`adamerging`, the entropy of an answer's first token; "
         "`release`: fit as the RPAM release does, its defects included; only `release` is read then",
     )
     release: Release = Release()
@@ -179,6 +183,7 @@ class Fit(_Section):
         0.0, description="of leaving the other parent's distribution where the answer begins"
     )
     likelihood_weight: NonNegative = Field(0.0, description="of the selected answer's negative log-likelihood")
+    entropy_weight: NonNegative = Field(0.0, description="of the entropy of the merge's own next-token distributions")
     output_temperature: float = Field(1.0, gt=0, description="tau of the output contrast, in nats")
     kl_form: Literal["sequence", "mean"] = Field(
         "sequence", description="sum over the answer's tokens, its divergence as a whole; or their mean"
@@ -186,7 +191,9 @@ class Fit(_Section):
     decision_share: Share = Field(
         0.5, description="of `kl_form: mean`: share of the answer's first token; 0 weighs all tokens alike"
     )
-    kl_tokens: Positive | None = Field(None, description="the KL term reads the first so many tokens; all without it")
+    kl_tokens: Positive | None = Field(
+        None, description="KL, likelihood and entropy read an answer's first so many tokens; all without it"
+    )
     long_weight: float = Field(1.0, gt=0, description="weight of a question that selects Long, by that of the others")
     ridge: NonNegative = Field(0.0, description="weight of lambda's variance")
     smoothness: NonNegative = Field(0.0, description="weight of lambda's squared steps from layer to layer")
@@ -205,9 +212,7 @@ class Fit(_Section):
     @model_validator(mode="before")
     @classmethod
     def _preset_fills_in(cls, raw: object) -> object:
-        if isinstance(raw, dict) and raw.get("preset") == "paper":
-            return _PAPER | raw
-        return raw
+        return _FILLED_IN.get(str(raw.get("preset")), {}) | raw if isinstance(raw, dict) else raw
 
     @model_validator(mode="after")
     def _keys_fit_together(self) -> Fit:

@@ -61,7 +61,7 @@ def joint_gradient(
         reduce: Sums over processes.
 
     Returns:
-        Terms [5] in order of TERMS, and gradient [values], in the type of `values`.
+        Terms [6] in order of TERMS, and gradient [values], in the type of `values`.
 
     Raises:
         RpamError: A hidden state is inf or NaN.
@@ -138,7 +138,7 @@ def _next_token_terms(
     gradient_of: LambdaOf,
     stores: Stores,
 ) -> torch.Tensor:
-    """The terms of the outputs [3]; their gradient with respect to the final hidden states starts the way down."""
+    """The terms of the outputs [4]; their gradient with respect to the final hidden states starts the way down."""
     layers, settings = problem.skeleton.layers, problem.settings
     weights = weighted_terms(problem).to(problem.device, exact)[LAYER_TERMS:]
     total = torch.zeros_like(weights)
@@ -151,13 +151,14 @@ def _next_token_terms(
     if not weights.any():
         return total
 
-    def loss(b: int, logprobs: torch.Tensor) -> torch.Tensor:
-        terms = output_terms(logprobs, problem.batches[b], settings)
+    def loss(b: int, logprobs: torch.Tensor, entropy: torch.Tensor) -> torch.Tensor:
+        terms = output_terms(logprobs, entropy, problem.batches[b], settings)
         total.add_(terms.detach())
         return (weights * terms).sum()
 
     ids = [tokens_read(batch, settings) for batch in problem.batches]
-    gradients = head_gradient(problem.ends, final, ids, loss, lambda_of, gradient_of, problem.dtype)
+    with_entropy = settings.entropy_weight != 0
+    gradients = head_gradient(problem.ends, final, ids, loss, lambda_of, gradient_of, problem.dtype, with_entropy)
     for b, (batch, found) in enumerate(zip(problem.batches, gradients, strict=True)):
         upstream = stores.upstream.get(0, b)
         upstream[batch.target_rows, batch.target_columns] = found.to(upstream)

@@ -1,6 +1,6 @@
 """The objective, as pure functions of tensors.
 
-Five terms, each one number a question, so that a batch is a weighted sum of its questions and
+Six terms, each one number a question, so that a batch is a weighted sum of its questions and
 nothing depends on who else is in it:
 
 - `alignment`: distance of the merged hidden states to the selected parent's, by default divided by
@@ -9,9 +9,11 @@ nothing depends on who else is in it:
 - `kl_to_targets`: KL divergence from the selected parent's next-token distribution on its response;
 - `output_contrast`: where the answer begins, the merge's distribution must be nearer to the selected
   parent's than to the other's;
-- `negative_log_likelihood` of the selected parent's answer itself.
+- the negative log-likelihood of the selected parent's answer itself;
+- the entropy of the merge's own next-token distributions, which reads neither label nor answer.
 
-After RPAM (arXiv 2601.03506), with a gap-normalised distance and the true negative stream.
+After RPAM (arXiv 2601.03506), with a gap-normalised distance and the true negative stream; the entropy is
+AdaMerging's (arXiv 2310.02575).
 """
 
 from __future__ import annotations

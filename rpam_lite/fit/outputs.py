@@ -24,13 +24,14 @@ def tokens_read(batch: MicroBatch, settings: Fit) -> torch.Tensor:
     return torch.cat(parts, dim=1)
 
 
-def output_terms(logprobs: torch.Tensor, batch: MicroBatch, settings: Fit) -> torch.Tensor:
-    """KL, output contrast and negative log-likelihood, summed over a micro-batch with its shares, [3].
+def output_terms(logprobs: torch.Tensor, entropy: torch.Tensor, batch: MicroBatch, settings: Fit) -> torch.Tensor:
+    """KL, output contrast, negative log-likelihood and entropy, summed over a micro-batch with its shares, [4].
 
     A term of weight 0 is 0: what it needs was not read.
 
     Args:
         logprobs: Of the merged model at `tokens_read`, float32 [targets, read].
+        entropy: Of its whole next-token distributions, in nats, float32 [targets]; read if `entropy_weight` is not 0.
         batch: The micro-batch.
         settings: The recipe's `fit` section.
     """
@@ -44,13 +45,15 @@ def output_terms(logprobs: torch.Tensor, batch: MicroBatch, settings: Fit) -> to
     divergence = _divergence(logprobs[:, :k], batch.targets)
     nothing = logprobs.sum() * 0
     kl = mean(divergence) if settings.kl_weight != 0 else nothing
-    contrast = likelihood = nothing
+    contrast = likelihood = uncertainty = nothing
     if settings.output_contrast_weight != 0:
         to_other = _divergence(logprobs[first, k : 2 * k], batch.other)
         contrast = (shares * objective.output_contrast(divergence[first], to_other, settings.output_temperature)).sum()
     if settings.likelihood_weight != 0:
         likelihood = mean(-logprobs[:, -1] * (batch.next_ids >= 0).to(logprobs))
-    return torch.stack([kl, contrast, likelihood])
+    if settings.entropy_weight != 0:
+        uncertainty = mean(entropy)
+    return torch.stack([kl, contrast, likelihood, uncertainty])
 
 
 def _divergence(logprobs: torch.Tensor, targets: Targets) -> torch.Tensor:

@@ -18,7 +18,7 @@ from rpam_lite.streaming.store import ActivationStore
 from rpam_lite.streaming.weights import WeightSource
 
 # The first two are of hidden states, a decoder layer; the others of next-token distributions.
-TERMS = ("alignment", "contrastive", "kl", "output_contrast", "likelihood")
+TERMS = ("alignment", "contrastive", "kl", "output_contrast", "likelihood", "entropy")
 LAYER_TERMS = 2
 Reducer = Callable[[torch.Tensor], torch.Tensor]  # sums a vector over all processes
 
@@ -74,5 +74,5 @@ class Stores:
 
 
 def weighted_terms(problem: Problem) -> torch.Tensor:
-    """Weights of the terms, in order of TERMS, float32 [5]."""
+    """Weights of the terms, in order of TERMS, float32 [6]."""
     return torch.tensor([getattr(problem.settings, f"{term}_weight") for term in TERMS])

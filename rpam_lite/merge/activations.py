@@ -10,6 +10,8 @@ react  interpolation, then every down projection turned towards both parents' hi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from rpam_lite.checkpoint.arithmetic import interpolate
@@ -108,27 +110,49 @@ def corrections(models: Models, options: Options) -> dict[str, torch.Tensor]:
     and the two W are averaged with weights p (C + beta).
     """
     questions = models.calibration_set()
-    shares = {"long": options["long"], "short": 1 - options["long"]}
-    generated = [p >= n for p, n in zip(questions.positions, questions.prompt_lengths, strict=True)]
-    chosen = {label: models.questions_of(label, len(questions)) for label in PARENTS}
     batches = models.batches([len(ids) for ids in questions.token_ids])
-    found = {}
-    for layer, states in hidden_states(
-        models.open(options["weight"], questions.token_ids), questions.token_ids, batches
-    ):
-        name = models.skeleton.checkpoint_name(layer, DOWN_PROJECTION)
-        if name not in models.layer_names(layer):
-            raise RpamError(f"`merge.method` 'react': the architecture has no {name} to correct.")
-        parents = dict(zip(PARENTS, load_layer(models.captured, layer, questions)[:2], strict=True))
-        top = bottom = torch.zeros(())
-        for label, share in shares.items():
-            x = _unit([states[q][questions.positions[q]][generated[q]] for q in chosen[label]])
-            y = _unit([parents[label][q][generated[q]] for q in chosen[label]])
-            weighted = share * (x.T @ x + options["beta"] * torch.eye(x.shape[1]))
-            top = top + _turn(x, y, options["beta"]) @ weighted
-            bottom = bottom + weighted
-        found[name] = torch.linalg.solve(bottom, top, left=False)
-    return found
+    merge = models.open(options["weight"], questions.token_ids)
+    return {
+        down_projection(models, layer): turn(models, states, load_layer(models.captured, layer, questions)[:2], options)
+        for layer, states in hidden_states(merge, questions.token_ids, batches)
+    }
+
+
+def down_projection(models: Models, layer: int) -> str:
+    """Checkpoint name of a decoder layer's down projection.
+
+    Raises:
+        RpamError: The architecture has none.
+    """
+    name = models.skeleton.checkpoint_name(layer, DOWN_PROJECTION)
+    if name not in models.layer_names(layer):
+        raise RpamError(f"`merge.method`: the architecture has no {name} to turn; take another method.")
+    return name
+
+
+def turn(
+    models: Models, states: Sequence[torch.Tensor], parents: Sequence[Sequence[torch.Tensor]], options: Options
+) -> torch.Tensor:
+    """ReACT's matrix of one layer, float32 [hidden, hidden].
+
+    Args:
+        models: For the calibration set.
+        states: The merge's outputs of the layer, [length, hidden] a question.
+        parents: Long's and Short's at the kept positions, [kept, hidden] a question.
+        options: `long` and `beta`.
+    """
+    questions = models.calibration_set()
+    generated = [p >= n for p, n in zip(questions.positions, questions.prompt_lengths, strict=True)]
+    top = bottom = torch.zeros(())
+    for label, own, share in zip(PARENTS, parents, (options["long"], 1 - options["long"]), strict=True):
+        chosen = models.questions_of(label, len(questions))
+        x = _unit([states[q][questions.positions[q]][generated[q]] for q in chosen])
+        y = _unit([own[q][generated[q]] for q in chosen])
+        weighted = share * (x.T @ x + options["beta"] * torch.eye(x.shape[1]))
+        top = top + _turn(x, y, options["beta"]) @ weighted
+        bottom = bottom + weighted
+    solved: torch.Tensor = torch.linalg.solve(bottom, top, left=False)
+    return solved
 
 
 def _unit(states: list[torch.Tensor]) -> torch.Tensor:

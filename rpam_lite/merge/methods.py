@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 
 from rpam_lite.errors import RpamError
-from rpam_lite.merge import activations, sensitivity
+from rpam_lite.merge import activations, qa_merging, sensitivity
 from rpam_lite.merge.models import Measure, Merge, Options, Tensors
 from rpam_lite.merge.task_vectors import scalar, through_peft
 from rpam_lite.merge.wudi import wudi
@@ -24,7 +24,8 @@ from rpam_lite.recipe import OURS
 GROUP = "rpam_lite.merge_methods"
 # Options that count something, and options that must be above 0.
 _COUNTS = ("bins", "sequences", "tokens", "samples", "steps")
-_POSITIVE = (*_COUNTS, "temperature", "learning_rate", "beta", "density")
+_SHARES = ("density", "share")
+_POSITIVE = (*_COUNTS, *_SHARES, "temperature", "learning_rate", "beta")
 
 
 class MergeMethod(Protocol):
@@ -125,6 +126,23 @@ _BUILT_IN = (
         measure=activations.corrections,
     ),
     Method(
+        "qa_merging",
+        "arXiv 2601.03506",
+        qa_merging.merged_and_turned,
+        {
+            "weight": 0.5,
+            "share": 0.3,
+            "contrast": 1.0,
+            "temperature": 0.1,
+            "long": 0.7,
+            "beta": 0.1,
+            "strength": 0.3,
+        },
+        frozenset({"capture"}),
+        whole=True,
+        measure=qa_merging.lambdas_and_turns,
+    ),
+    Method(
         "fim",
         "arXiv 2603.21705",
         sensitivity.fisher_merge,
@@ -165,7 +183,7 @@ def method_of(name: str, options: Mapping[str, float]) -> tuple[MergeMethod, dic
     """The method of this name, and all its options.
 
     Raises:
-        RpamError: The method, or an option, is unknown, or `density` is no share.
+        RpamError: The method, or an option, is unknown, or a value is none that it can have.
     """
     known = methods()
     if name not in known:
@@ -179,7 +197,7 @@ def method_of(name: str, options: Mapping[str, float]) -> tuple[MergeMethod, dic
         whose = f"`merge.options.{option}` {value:g}"
         if not math.isfinite(value) or (option in _POSITIVE and value <= 0):
             raise RpamError(f"{whose}: must be {'above 0' if option in _POSITIVE else 'a finite number'}.")
-        if option == "density" and value > 1:
+        if option in _SHARES and value > 1:
             raise RpamError(f"{whose}: must be above 0 and at most 1.")
         if option in _COUNTS and (value != int(value) or value < 2):
             raise RpamError(f"{whose}: must be a whole number of at least 2.")

@@ -1,9 +1,10 @@
 """Next-token distributions without a whole row of logits: the head some vocabulary rows at a time.
 
-log p(token) = z(token) - logsumexp(z). Both are gathered over the chunks in one pass; a second pass
-turns their gradients into those of the hidden states and of lambda, exactly:
+log p(token) = z(token) - logsumexp(z), and the entropy is logsumexp(z) - m, m = sum of p z. All are gathered
+over the chunks in one pass; a second pass turns their gradients into those of the hidden states and of
+lambda, exactly:
 
-    dloss/dz = dloss/dz(target) + dloss/dlogsumexp * softmax(z)
+    dloss/dz = dloss/dz(target) + p * (dloss/dlogsumexp + dloss/dm * (1 + z - m))
 """
 
 from __future__ import annotations
@@ -60,21 +61,23 @@ def head_gradient(
     ends: Ends,
     hidden: Sequence[torch.Tensor],
     target_ids: Sequence[torch.Tensor],
-    loss: Callable[[int, torch.Tensor], torch.Tensor],
+    loss: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor],
     lambda_of: LambdaOf,
     gradient_of: LambdaOf,
     dtype: torch.dtype,
+    with_entropy: bool = False,
 ) -> list[torch.Tensor]:
-    """Add the gradient of a loss on log-probabilities of target tokens to lambda's; give the hidden states'.
+    """Add the gradient of a loss on next-token distributions to lambda's; give the hidden states'.
 
     Args:
         ends: The model's ends.
         hidden: Outputs of the last decoder layer, [positions, hidden] each.
         target_ids: Tokens whose log-probabilities the loss reads, int64 [positions, k] each.
-        loss: Of (index into `hidden`, log-probabilities [positions, k]) gives a scalar.
+        loss: Of (index into `hidden`, log-probabilities [positions, k], entropies [positions]) gives a scalar.
         lambda_of: Lambda by tensor name.
         gradient_of: Views into lambda's gradient by tensor name, added to in place.
         dtype: Type of the head's arithmetic.
+        with_entropy: Whether the loss reads the entropies, in nats; they are 0 without.
 
     Returns:
         dloss/dhidden, one for each of `hidden`, of its device and type.
@@ -84,6 +87,7 @@ def head_gradient(
     ids = [t.to(ends.device) for t in target_ids]
     targets = [torch.zeros(t.shape, dtype=exact, device=ends.device) for t in ids]
     sums = [torch.full((len(h),), -torch.inf, dtype=exact, device=ends.device) for h in hidden]
+    means = [torch.zeros_like(total) for total in sums]
     tail = {name: tensor.requires_grad_() for name, tensor in _merged_tail(ends, lambda_of, dtype).items()}
     leaves = [h.detach().requires_grad_() for h in hidden]
     with torch.no_grad():
@@ -93,13 +97,18 @@ def head_gradient(
             head = merged_tensor(pair, lambda_of(skeleton.head), dtype)
             for b, states in enumerate(normed):
                 logits = skeleton.logits(states.to(ends.device), head).to(exact)
-                sums[b] = torch.logaddexp(sums[b], logits.logsumexp(-1))
+                before, sums[b] = sums[b], torch.logaddexp(sums[b], logits.logsumexp(-1))
+                if with_entropy:
+                    inside = ((logits - sums[b].unsqueeze(-1)).exp_() * logits).sum(-1)
+                    means[b] = means[b] * (before - sums[b]).exp() + inside
                 here, columns = _inside(ids[b], start, len(head))
                 targets[b] = torch.where(here, logits.gather(-1, columns), targets[b])
     upstream = []
-    for b, (target, total) in enumerate(zip(targets, sums, strict=True)):
-        read = (target.requires_grad_(), total.requires_grad_())
-        upstream.append(torch.autograd.grad(loss(b, read[0] - read[1].unsqueeze(-1)), read))
+    for b, (target, total, mean) in enumerate(zip(targets, sums, means, strict=True)):
+        read = [target.requires_grad_(), total.requires_grad_(), mean.requires_grad_(with_entropy)]
+        entropy = total - mean if with_entropy else torch.zeros_like(mean)
+        found = loss(b, target - total.unsqueeze(-1), entropy)
+        upstream.append(torch.autograd.grad(found, read[: 2 + with_entropy]))
     to_normed = [torch.zeros_like(states, dtype=exact) for states in normed]
 
     def chunk_back(start: int, pair: Pair) -> None:
@@ -110,14 +119,20 @@ def head_gradient(
         for b, states in enumerate(normed):
             leaf = states.to(ends.device).requires_grad_()
             logits = skeleton.logits(leaf, head)
-            to_target, to_sum = upstream[b]
+            to_target, to_sum, *to_mean = upstream[b]
             here, columns = _inside(ids[b], start, len(head))
-            back = to_sum.unsqueeze(-1) * (logits.detach().to(exact) - sums[b].detach().unsqueeze(-1)).exp_()
+            exact_logits = logits.detach().to(exact)
+            back = (exact_logits - sums[b].detach().unsqueeze(-1)).exp_()
+            if to_mean:
+                slope = (exact_logits - means[b].detach().unsqueeze(-1)).add_(1).mul_(to_mean[0].unsqueeze(-1))
+                back.mul_(slope.add_(to_sum.unsqueeze(-1)))
+            else:
+                back.mul_(to_sum.unsqueeze(-1))
             back.scatter_add_(-1, columns, torch.where(here, to_target, 0))
             found = torch.autograd.grad(logits, [leaf, head], back.to(dtype))
             to_normed[b] += found[0].to(states.device)
             to_head += found[1]
-            del logits, back, found
+            del logits, exact_logits, back, found
         del head
         gradient_of(skeleton.head).add_(lambda_gradient(pair, to_head, weight))
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -17,6 +18,8 @@ from rpam_lite.streaming.store import ActivationStore
 from rpam_lite.streaming.weights import LayerPairs, WeightSource
 
 OnInput = Callable[[str, torch.Tensor, torch.Tensor], None]
+OutputsAt = Callable[[float], list[torch.Tensor]]  # lambda to every question's output [length, hidden]
+Choose = Callable[[int, OutputsAt], float]
 Gradients = tuple[int, int, dict[str, torch.Tensor], dict[str, torch.Tensor]]
 
 
@@ -40,6 +43,11 @@ class Streamed:
     def skeleton(self) -> Skeleton:
         return self.source.skeleton
 
+    def at(self, value: float) -> Streamed:
+        """The same pair at one lambda for everything."""
+        weight = torch.tensor(value, device=self.skeleton.device)
+        return replace(self, lambda_of=lambda name: weight)
+
     def layer(self, layer: int, pairs: LayerPairs) -> dict[str, torch.Tensor]:
         """The layer's tensors by their names within it."""
         names = {t: self.skeleton.checkpoint_name(layer, t) for t in pairs}
@@ -57,6 +65,7 @@ def hidden_states(
     token_ids: Sequence[torch.Tensor],
     batches: Sequence[Sequence[int]],
     on_input: OnInput | None = None,
+    choose: Choose | None = None,
 ) -> Iterator[tuple[int, list[torch.Tensor]]]:
     """Run questions through the model.
 
@@ -66,6 +75,8 @@ def hidden_states(
         batches: The questions in micro-batches.
         on_input: Called with the checkpoint name of each linear layer's weight, its input
             [questions, length, in] and which of those positions are no pads, bool [questions, length].
+        choose: Called before each decoder layer with its number and a function that gives the outputs which
+            one lambda for all of the layer would have; gives that lambda. Without it, the model's own.
 
     Yields:
         A decoder layer's number, and its output for every question [length, hidden], on the host.
@@ -79,22 +90,32 @@ def hidden_states(
     real = [torch.arange(ids.shape[1]) < length.unsqueeze(1) for ids, length in zip(padded, lengths, strict=True)]
     entered = [model.enter(ids) for ids in padded]
     streams = [first.cpu() for first, _ in entered]
-    for layer, pairs in model.source.sweep(range(skeleton.layers)):
-        tensors = model.layer(layer, pairs)
+
+    def run(layer: int, tensors: dict[str, torch.Tensor], into: list[torch.Tensor]) -> list[torch.Tensor]:
+        """The layer's outputs for every micro-batch, by question; `into` may be the streams themselves."""
         outputs = [torch.empty(0)] * len(token_ids)
         for b, batch in enumerate(batches):
             mask = real[b].to(skeleton.device)
 
-            def see(name: str, inputs: torch.Tensor, layer: int = layer, mask: torch.Tensor = mask) -> None:
+            def see(name: str, inputs: torch.Tensor, mask: torch.Tensor = mask) -> None:
                 if on_input is not None:
                     on_input(skeleton.checkpoint_name(layer, f"{name}.weight"), inputs, mask)
 
             with skeleton.linear_inputs(layer, see):
                 output = skeleton.run_layer(layer, tensors, streams[b].to(skeleton.device), entered[b][1][layer])
             check_finite(output, layer, batch)
-            streams[b] = output.cpu()
+            into[b] = output.cpu()
             for row, q in enumerate(batch):
-                outputs[q] = streams[b][row, : len(token_ids[q])]
+                outputs[q] = into[b][row, : len(token_ids[q])]
+        return outputs
+
+    def outputs_at(layer: int, pairs: LayerPairs, value: float) -> list[torch.Tensor]:
+        return run(layer, model.at(value).layer(layer, pairs), [torch.empty(0)] * len(batches))
+
+    for layer, pairs in model.source.sweep(range(skeleton.layers)):
+        of_layer = model if choose is None else model.at(choose(layer, partial(outputs_at, layer, pairs)))
+        tensors = of_layer.layer(layer, pairs)
+        outputs = run(layer, tensors, streams)
         del tensors
         yield layer, outputs
 
@@ -159,7 +180,7 @@ def _from_the_head(
         model.ends,
         read,
         targets,
-        lambda s, logprobs: -logprobs.mean(),
+        lambda s, logprobs, entropy: -logprobs.mean(),
         model.lambda_of,
         lambda name: unused,
         model.dtype,

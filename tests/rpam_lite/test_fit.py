@@ -178,6 +178,25 @@ def test_questions_of_one_label_pull_to_that_parent(pair: Path, tmp_path: Path) 
         assert (fitted.values - end).abs().max() < 0.15, (label, fitted.values)
 
 
+def test_adamerging_lowers_the_entropy_and_reads_neither_labels_nor_answers(pair: Path, tmp_path: Path) -> None:
+    settings = {
+        "preset": "adamerging",
+        "alignment_weight": 0.0,
+        "contrastive_weight": 0.0,
+        "kl_form": "sequence",
+        "steps": 20,
+    }
+    found = []
+    for name, label, answer in (("one", "long", (60, 61)), ("other", "short", (70, 71))):
+        own = [LabelledQuestion(q.key, 1, label, q.prompt_ids, answer) for q in QUESTIONS]  # type: ignore[arg-type]
+        folder = capture_pair(pair, tmp_path / name, questions=own)
+        found.append(run_fit(pair, folder, tmp_path / f"{name}-fit", **settings))
+    entropies = [entry["entropy"] for entry in found[0].curve]
+    assert min(entropies) < entropies[0] - 5e-4
+    assert entropies == [entry["loss"] for entry in found[0].curve]
+    torch.testing.assert_close(found[0].values, found[1].values, atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "lbfgs"])
 def test_an_interrupted_fit_ends_the_same(pair: Path, captured: Path, tmp_path: Path, optimizer: str) -> None:
     whole = run_fit(pair, captured, tmp_path / "whole", optimizer=optimizer)

@@ -49,7 +49,7 @@ def by_autograd(pair: Path, problem: Problem, values: torch.Tensor) -> tuple[tor
         + broadcast(problem.grouping.of(values, name), s[name].ndim) * (d[name] - s[name]).detach()
         for name in s
     }
-    terms = torch.zeros(5, dtype=problem.dtype)
+    terms = torch.zeros(6, dtype=problem.dtype)
     # The same padded batches: the norms' fp32 inside would make other shapes differ by 1e-8.
     for batch in problem.batches:
         with torch.nn.utils.stateless._reparametrize_module(short, weights, tie_weights=True):  # type: ignore[attr-defined]
@@ -59,7 +59,7 @@ def by_autograd(pair: Path, problem: Problem, values: torch.Tensor) -> tuple[tor
             selected, other = targets.of(batch, states.device, problem.dtype)
             kept = torch.stack([row[at] for row, at in zip(states, batch.positions, strict=True)])
             own = layer_terms(kept, selected, other, targets.mean_gap, batch, problem.settings)
-            terms = terms + torch.cat([own, own.new_zeros(3)]) / len(outputs)
+            terms = terms + torch.cat([own, own.new_zeros(4)]) / len(outputs)
         everything = logits.log_softmax(-1)
         for row, (q, share) in enumerate(zip(batch.questions, batch.shares, strict=True)):
             own_terms = outputs_of_question(everything[row], problem, q, batch)
@@ -69,7 +69,7 @@ def by_autograd(pair: Path, problem: Problem, values: torch.Tensor) -> tuple[tor
 
 
 def outputs_of_question(logprobs: torch.Tensor, problem: Problem, q: int, batch: MicroBatch) -> torch.Tensor:
-    """KL, output contrast and likelihood of one question, from its whole rows of log-probabilities."""
+    """KL, output contrast, likelihood and entropy of one question, from its whole rows of log-probabilities."""
     settings, questions = problem.settings, problem.questions
     selected, other = (targets[q] for targets in load_targets(problem.captured, questions))
     first = questions.prompt_lengths[q] - 1
@@ -93,7 +93,8 @@ def outputs_of_question(logprobs: torch.Tensor, problem: Problem, q: int, batch:
     likelihood = sum(
         -w * logprobs[first + i, ids[first + i + 1]] for i, w in enumerate(weights[: len(ids) - first - 1])
     )
-    return torch.stack([torch.as_tensor(kl), contrast, torch.as_tensor(likelihood)])
+    entropy = sum(w * -(logprobs[first + i].exp() * logprobs[first + i]).sum() for i, w in enumerate(weights))
+    return torch.stack([torch.as_tensor(term) for term in (kl, contrast, likelihood, entropy)])
 
 
 @pytest.mark.parametrize("granularity", ["scalar", "layer", "block", "matrix", "row"])
@@ -120,6 +121,8 @@ def test_every_loss_in_fp64(
         {"likelihood_weight": 0.6, "kl_weight": 0.0},
         {"kl_form": "mean", "decision_share": 0.3},
         {"output_contrast_weight": 0.4, "likelihood_weight": 0.6, "kl_tokens": 3, "alignment_weight": 0.0},
+        {"entropy_weight": 0.8},
+        {"preset": "adamerging", "alignment_weight": 0.0, "contrastive_weight": 0.0, "kl_form": "sequence"},
     ],
 )
 def test_every_output_term_in_fp64(captured: tuple[Path, Path], tmp_path: Path, changes: dict[str, Any]) -> None:

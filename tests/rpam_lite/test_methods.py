@@ -187,6 +187,9 @@ def test_what_is_wrong_with_a_method_is_named(monkeypatch: pytest.MonkeyPatch) -
         method_of("dare-ties", {})
     with pytest.raises(RpamError, match=r"`merge\.options\.k`: ties has no such option; it has long, short, density"):
         method_of("ties", {"k": 0.2})
+    for share in (-1.0, 0.0, 1.5):
+        with pytest.raises(RpamError, match="must be above 0"):
+            method_of("qa_merging", {"share": share})
     for density in (-1.0, 0.0, 1.5):
         with pytest.raises(RpamError, match="must be above 0"):
             method_of("dare_linear", {"density": density})
