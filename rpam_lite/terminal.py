@@ -56,6 +56,17 @@ def interrupts_kept() -> Iterator[Callable[[], None]]:
         signal.signal(signal.SIGINT, before)
 
 
+@contextmanager
+def interrupts_told() -> Iterator[Callable[[], bool]]:
+    """Gives a function that says whether Ctrl-C came, for work that stops by itself at its next step."""
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    try:
+        yield lambda: bool(came)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 class Unexpected(Exception):  # noqa: N818 - stands for any error that nobody foresaw
     """An error that nobody foresaw, whose traceback is in a log file already."""
 

@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
@@ -27,6 +27,8 @@ from quant.engines.batching import Decoder, Slot, run
 from rpam_lite.errors import RpamError
 
 THINK_OPEN = "<think>"
+# Of a streamed request's prompt, tokens in one pass: between passes it can be stopped.
+_PROMPT_PASS = 512
 _log_tail: deque[str] = deque(maxlen=20)
 
 
@@ -105,6 +107,11 @@ class LlamaCppEngine:
         return self._model
 
     @property
+    def trained_context(self) -> int:
+        """Tokens of the longest sequence that the model was made for."""
+        return int(llama_cpp.llama_model_n_ctx_train(self._model))
+
+    @property
     def vocabulary_size(self) -> int:
         """Tokens, padding included."""
         return int(llama_cpp.llama_vocab_n_tokens(self._vocab))
@@ -122,16 +129,21 @@ class LlamaCppEngine:
         Raises:
             RpamError: The file carries no chat template, or the template fails.
         """
-        return self.tokenize(self._rendered(question))
+        return self.tokenize(self.rendered([{"role": "user", "content": question}]))
 
     @cached_property
     def opens_think(self) -> bool:
         """Whether its chat template ends in an open think block, so that answers only close it."""
-        return self._rendered("").rstrip().endswith(THINK_OPEN)
+        return self.rendered([{"role": "user", "content": ""}]).rstrip().endswith(THINK_OPEN)
 
-    def _rendered(self, question: str) -> str:
+    def rendered(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """Turns of a conversation in the file's own chat template, ready for an answer.
+
+        Raises:
+            RpamError: The file carries no chat template, or the template fails.
+        """
         try:
-            rendered = self._chat_formatter(messages=[{"role": "user", "content": question}])
+            rendered = self._chat_formatter(messages=[dict(message) for message in messages])
         except (TemplateError, ValueError) as error:
             raise RpamError(f"{self.path}: its chat template fails ({error}).") from None
         return str(rendered.prompt)
@@ -175,6 +187,50 @@ class LlamaCppEngine:
         finally:
             decoder.free()
 
+    def open(self, context: int) -> Decoder:
+        """A context for `stream`, to be freed: one request after the other, and what it holds of a prompt stays there.
+
+        Args:
+            context: Tokens of prompt and answer together.
+
+        Raises:
+            RpamError: It can't be made (memory).
+        """
+        return Decoder(self._new_context(1, context), 1, context, self._fail)
+
+    def stream(self, request: Request, decoder: Decoder, go_on: Callable[[bytes], bool]) -> Completion:
+        """Complete one request, telling every token as it comes.
+
+        Args:
+            request: What to complete; prompt and answer must fit the decoder's context.
+            decoder: What `open` gave.
+            go_on: Given the bytes of a token (not of one that ends the answer), says whether to go on; asked with
+                none while a long prompt is read.
+
+        Returns:
+            The completion; its finish reason is "length" where `go_on` ended it.
+
+        Raises:
+            RpamError: The prompt is empty, or decoding fails.
+        """
+        self._check(request)
+        slot = Slot(request, 0)
+        decoder.take(0, request.prompt)
+        try:
+            while left := request.prompt[decoder.held(0) :]:
+                rows = decoder.decode({0: left[:_PROMPT_PASS]})
+                if not go_on(b""):
+                    return self._completion(slot)
+            while not self._advance(decoder, slot, rows[0]):
+                if not go_on(self._piece(slot.token_ids[-1])):
+                    return self._completion(slot)
+                rows = decoder.decode({0: slot.token_ids[-1:]})
+            if not self._ends(slot.token_ids[-1]):
+                go_on(self._piece(slot.token_ids[-1]))
+            return self._completion(slot)
+        finally:
+            slot.free()
+
     def _check(self, request: Request) -> None:
         """Whether prompt and answer fit the context."""
         length = len(request.prompt)
@@ -204,7 +260,7 @@ class LlamaCppEngine:
 
     def _completion(self, slot: Slot) -> Completion:
         generated = len(slot.token_ids)
-        ended = self._ends(slot.token_ids[-1])
+        ended = generated > 0 and self._ends(slot.token_ids[-1])
         kept = tuple(slot.token_ids[: generated - ended])
         return Completion(
             slot.request.key,

@@ -11,7 +11,16 @@ from typing import Annotated
 import typer
 
 from rpam_lite import __version__
-from rpam_lite.cli import clean, evaluate, files, look, recipes, schema, stages  # noqa: F401 - each adds its commands
+from rpam_lite.cli import (  # noqa: F401 - each adds its commands
+    chat,
+    clean,
+    evaluate,
+    files,
+    look,
+    recipes,
+    schema,
+    stages,
+)
 from rpam_lite.cli.common import app
 from rpam_lite.terminal import fail_in_one_sentence
 

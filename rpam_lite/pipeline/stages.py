@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from rpam_lite.checkpoint.files import write_text
 from rpam_lite.pipeline.artefacts import exported_gguf, merged_folder, parent_gguf, quantized_gguf
-from rpam_lite.pipeline.ollama import modelfile_of
 from rpam_lite.pipeline.proving import prove_export
 from rpam_lite.pipeline.stage import Run, parent_names
+from rpam_lite.pipeline.using import closing_commands, write_use
 
 if TYPE_CHECKING:
     from quant.tasks.questions import Question
@@ -71,10 +71,11 @@ def run_export(run: Run) -> None:
 
 
 def run_report(run: Run) -> None:
-    """Write report.md and its pictures."""
+    """Write report.md with its pictures, and use.md."""
     from rpam_lite.report.page import write_report
 
     write_report(run.recipe, run.folder, run.of("report"))
+    write_use(run)
 
 
 def say_closing(run: Run) -> None:
@@ -83,7 +84,6 @@ def say_closing(run: Run) -> None:
 
     run.say(closing(run.folder))
     run.say(f"report: {run.of('report') / 'report.md'}")
-    for type_name in run.recipe.quantize.types:
-        file = quantized_gguf(run, type_name)
-        run.say(f"for llama.cpp: {file}")
-        run.say(f"for Ollama:    ollama create {run.recipe.name} -f {modelfile_of(file)}")
+    files = [exported_gguf(run), *(quantized_gguf(run, name) for name in run.recipe.quantize.types)]
+    run.say(f"files:  {', '.join(map(str, files))}")
+    run.say(f"\n{closing_commands(run)}")

@@ -189,7 +189,7 @@ _ORDER = (
     Stage(
         "report",
         ("fit", "divergence", "eval"),
-        lambda r: {"name": r.name},
+        lambda r: {"name": r.name, "ollama": r.ollama.model_dump(), "eval": {"max_tokens": r.eval.max_tokens}},
         lambda r: [],
         stages.run_report,
     ),
