@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from rich.console import Console
 
 from rpam_lite.cli.common import JsonOption, RunArgument, RunsOption, app, print_json
@@ -29,3 +31,29 @@ def status_command(run: RunArgument, runs: RunsOption = Path("runs"), as_json: J
         console.print(f"{status.folder}: another process works there now.", markup=False, highlight=False)
     following = f"next: {status.next_stage}; {command}" if command else f"all done: {status.folder / 'report'}"
     console.print(following, markup=False, highlight=False)
+
+
+@app.command("compare")
+def compare_command(
+    measured: Annotated[
+        list[Path], typer.Argument(metavar="A B...", help="run folders, or what `rpam eval --save` wrote")
+    ],
+    model: Annotated[list[str] | None, typer.Option(help="only models of this name; repeatable")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare what was measured on the same questions: accuracy, tokens, paired differences with 95 % intervals.
+
+    Of a run folder its merges are taken, unless --model names others; all are compared with those of the first.
+
+    Example: rpam compare runs/tiny runs/mine --model "Merge Q4_K_M"
+    """
+    from rpam_lite.pipeline.comparing import compare_measured, comparison_json, points_table
+
+    found = compare_measured(measured, model or [])
+    if as_json:
+        print_json(comparison_json(found))
+        return
+    from quant.tables import console
+
+    console().print(points_table(found))
+    found.table()
