@@ -1,8 +1,7 @@
 """The schema of a recipe: everything a user can set, with its default, in one place.
 
 Unknown keys are refused, and all mistakes of a file are reported at once. Paths in a recipe are
-relative to the recipe's own folder. After a change here: `python -m rpam_lite.schemas docs/schema`, which
-editors read.
+relative to the recipe's own folder. After a change here: `python -m rpam_lite.schemas docs`.
 """
 
 from __future__ import annotations

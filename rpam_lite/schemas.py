@@ -1,6 +1,6 @@
 """JSON Schemas of what people write and other programs read, from the models that check it.
 
-python -m rpam_lite.schemas docs/schema     write all of them into a folder
+python -m rpam_lite.schemas docs     bring docs/schema/ and the tables of docs/recipe.md up to date
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from rpam_lite.checkpoint.files import write_json
+from rpam_lite.checkpoint.files import write_json, write_text
 from rpam_lite.errors import RpamError
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -47,10 +47,14 @@ def _model(name: str) -> Any:
     raise RpamError(f"{name}: there is no such schema; there are {', '.join(NAMES)}.")
 
 
-def write_schemas(folder: Path) -> None:
-    """Write every schema as FOLDER/NAME.json."""
+def write_schemas(docs: Path) -> None:
+    """Write every schema as DOCS/schema/NAME.json, and the tables of DOCS/recipe.md."""
+    from rpam_lite.recipe_page import with_tables
+
     for name in NAMES:
-        write_json(folder / f"{name}.json", schema_of(name))
+        write_json(docs / "schema" / f"{name}.json", schema_of(name))
+    page = docs / "recipe.md"
+    write_text(page, with_tables(page.read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":

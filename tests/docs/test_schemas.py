@@ -8,17 +8,19 @@ from typing import Any
 import pytest
 import yaml
 
-from docs.hooks import recipe_tables
 from rpam_lite.errors import RpamError
 from rpam_lite.recipe import Recipe
+from rpam_lite.recipe_page import recipe_tables, with_tables
 from rpam_lite.schemas import NAMES, schema_of
 from tests.conftest import ROOT
+
+UPDATE = "run: python -m rpam_lite.schemas docs"
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_committed_schema_is_current(name: str) -> None:
     committed = json.loads((ROOT / "docs" / "schema" / f"{name}.json").read_text(encoding="utf-8"))
-    assert committed == schema_of(name), "run: python -m rpam_lite.schemas docs/schema"
+    assert committed == schema_of(name), UPDATE
 
 
 def test_there_is_no_other_schema() -> None:
@@ -56,5 +58,7 @@ def test_the_recipes_page_has_a_row_for_every_key() -> None:
         fields = getattr(field.annotation, "model_fields", None)
         for key in fields or [name]:
             assert f"| `{key}` |" in tables
+    page = (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8")
+    assert with_tables(page) == page, UPDATE
     assert "| `device` | size | none |" in tables
     assert "| `granularity` | `scalar`, `layer`, `block`, `matrix`, `row` | `layer` |" in tables

@@ -1,4 +1,4 @@
-"""Run by mkdocs (mkdocs.yml, `hooks`): writes the tables of recipe.md from the recipe's own model."""
+"""The tables of docs/recipe.md: every key of a recipe, from the model itself. `rpam_lite.schemas` writes them."""
 
 from __future__ import annotations
 
@@ -12,32 +12,41 @@ from pydantic.fields import FieldInfo
 
 from rpam_lite.recipe import Recipe, Release
 
-MARK = "<!-- recipe keys -->"
+BEGIN, END = "<!-- keys: from here on written by rpam_lite.schemas -->", "<!-- keys: to here -->"
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """The page with the tables in the place of the mark."""
-    return markdown.replace(MARK, recipe_tables()) if MARK in markdown else markdown
+def with_tables(page: str) -> str:
+    """The page with the tables as they must be, between the two marks."""
+    before, _, rest = page.partition(BEGIN)
+    return f"{before}{BEGIN}\n\n{recipe_tables()}\n\n{END}{rest.partition(END)[2]}"
 
 
 def recipe_tables() -> str:
     """One table a section of the recipe."""
-    top = {n: f for n, f in Recipe.model_fields.items() if not _is_section(f)}
-    sections = [("The recipe itself", "", top)]
+    sections: dict[str, type[BaseModel]] = {}
     for name, field in Recipe.model_fields.items():
-        if _is_section(field):
-            sections.append((f"`{name}`", inspect.getdoc(field.annotation), field.annotation.model_fields))
-    sections.append(("`fit.release`", inspect.getdoc(Release), Release.model_fields))
-    return "\n\n".join(_table(*section) for section in sections)
+        if section := _section(field.annotation):
+            sections[name] = section
+    top = {name: field for name, field in Recipe.model_fields.items() if name not in sections}
+    tables = [_table("The recipe itself", "", top)]
+    for name, kind in {**sections, "fit.release": Release}.items():
+        tables.append(_table(f"`{name}`", inspect.getdoc(kind) or "", kind.model_fields))
+    return "\n\n".join(tables)
 
 
-def _is_section(field: FieldInfo) -> bool:
-    return isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+def _section(kind: Any) -> type[BaseModel] | None:
+    """The model of a key that holds keys itself."""
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
 def _table(title: str, text: str, fields: dict[str, FieldInfo]) -> str:
-    rows = [f"| `{n}` | {_kind(f)} | {_default(f)} | {f.description or ''} |" for n, f in fields.items()]
-    return "\n".join([f"## {title}\n\n{text}\n", "| key | value | default | |", "|---|---|---|---|", *rows])
+    rows = [
+        f"| `{n}` | {_kind(f)} | {_default(f)} | {f.description or ''} |".replace("  |", " |")
+        for n, f in fields.items()
+    ]
+    return "\n".join(
+        [f"## {title}\n", *([f"{text}\n"] if text else []), "| key | value | default | |", "|---|---|---|---|", *rows]
+    )
 
 
 def _kind(field: FieldInfo) -> str:
@@ -62,8 +71,8 @@ def _words(kind: Any) -> str:
         return f"table of {_words(inner[1])}"
     if hasattr(kind, "__metadata__"):
         return "size" if _is_size(kind.__metadata__) else _words(inner[0])
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
-        return "table of " + ", ".join(f"`{name}`" for name in kind.model_fields)
+    if section := _section(kind):
+        return "table of " + ", ".join(f"`{name}`" for name in section.model_fields)
     named = {"int": "whole number", "float": "number", "str": "text", "bool": "true or false", "Path": "path"}
     return named[kind.__name__]
 
