@@ -29,7 +29,8 @@ def recipe_tables() -> str:
             sections[name] = section
     top = {name: field for name, field in Recipe.model_fields.items() if name not in sections}
     tables = [_table("The recipe itself", "", top)]
-    for name, kind in {**sections, "fit.release": Release}.items():
+    sections["fit.release"] = Release
+    for name, kind in sections.items():
         tables.append(_table(f"`{name}`", inspect.getdoc(kind) or "", kind.model_fields))
     return "\n\n".join(tables)
 
