@@ -3,7 +3,7 @@
 # make bench                              speed and memory against the naive way (minutes)
 # make bench-quality                      every method against the scalar curve on trained pairs (a quarter of an hour);
 #   QUALITY="--full --pair DIR DIR"       all methods, 200 questions a level, sampled too, on pairs of your own (hours)
-# make check                              lint, format, types, import contracts
+# make check                              lint, format, types (as on Linux, macOS and Windows), import contracts
 # make docs                               the documentation as a site: build/site/index.html
 PYTHON ?= python3
 RECIPE ?= recipes/tiny.yaml
@@ -46,6 +46,8 @@ check: setup
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/mypy --platform darwin --cache-dir .mypy_cache/darwin
+	@$(BIN)/mypy --platform win32 --cache-dir .mypy_cache/win32
 	@$(BIN)/lint-imports
 
 # Installed when asked for: nothing else needs it. A link or a heading that does not exist ends the build.

@@ -29,11 +29,12 @@ from rpam_lite.fit.coefficients import grouping
 from rpam_lite.fit.gradient import joint_gradient, layer_terms
 from rpam_lite.fit.problem import Problem, Stores, weighted_terms
 from rpam_lite.fit.setup import open_stores, work_size
+from rpam_lite.platform import resident_memory
 from rpam_lite.recipe import Fit
 from rpam_lite.streaming.activations import load_questions
 from rpam_lite.streaming.capture import capture
 from rpam_lite.streaming.ends import Ends
-from rpam_lite.streaming.machine import peak_memory, resident_bytes
+from rpam_lite.streaming.machine import peak_memory
 from rpam_lite.streaming.plan import Way, model_size, plan_for
 from rpam_lite.streaming.skeleton import Skeleton
 from rpam_lite.streaming.weights import WeightSource
@@ -119,7 +120,7 @@ def naive_step(folder: Path) -> Callable[[], torch.Tensor]:
 def measure(folder: Path, name: str, steps: int) -> dict[str, Any]:
     """Peak memory and median step time of one way, in this process."""
     Skeleton(folder / "short")  # loads what transformers needs for this architecture
-    before = resident_bytes()
+    before = resident_memory()
     with peak_memory(torch.device("cpu")) as peak:
         step = naive_step(folder) if name == "naive" else streamed_step(folder, WAYS[name])
         seconds = []
@@ -169,7 +170,7 @@ def main() -> None:
         for way in ("naive", *WAYS):
             command = [sys.executable, "-m", "bench.fit", "--folder", str(folder), "--way", way]
             command += ["--steps", str(args.steps)]
-            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, encoding="utf-8")
             found[way] = json.loads(output.stdout.splitlines()[-1])
         plans = {name: planned(folder, way) for name, way in WAYS.items()}
     naive = found["naive"]

@@ -24,6 +24,7 @@ import torch
 
 from bench.pair import random_questions
 from rpam_lite.checkpoint.files import size_text
+from rpam_lite.device import choose_device
 from rpam_lite.fit.batches import load_batches, micro_batches, question_shares
 from rpam_lite.fit.coefficients import grouping
 from rpam_lite.fit.gradient import joint_gradient
@@ -115,8 +116,8 @@ def measure(args: argparse.Namespace, codec: Any, residency: Any, folder: Path) 
     if args.layers:
         config.num_hidden_layers = args.layers
         config.layer_types = config.layer_types[: args.layers]
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    device = choose_device("auto", "device")
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     skeleton = Skeleton(config, device)
     long, short = RandomParent(skeleton, 0.1), RandomParent(skeleton, 0.0)
     questions = random_questions(config.vocab_size, args.per_class, args.tokens)
@@ -165,7 +166,8 @@ def main() -> None:
                 lines.append(f"| {codec} | {residency} | left out: bitsandbytes is not installed |")
                 continue
             lines.append(measure(args, codec, residency, Path(folder)))
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    cuda = choose_device("auto", "device").type == "cuda"
+    device = torch.cuda.get_device_name() if cuda else "CPU"
     print(f"{args.shape}, {2 * args.per_class} questions of {args.tokens} tokens, {device}, torch {torch.__version__}")
     print("| codec | residency | peak memory | seconds a step | computing alone | copying alone | copying hidden |")
     print("|---|---|---:|---:|---:|---:|---:|")

@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -22,6 +20,7 @@ from pathlib import Path
 
 from bench.merge import OURS, make_checkpoint
 from rpam_lite.checkpoint.stream import JOURNAL
+from rpam_lite.platform import sync_disks
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -35,10 +34,10 @@ def digests(folder: Path) -> dict[str, str]:
 
 def merge(folder: Path, seconds: float | None = None) -> tuple[int, str]:
     """Merge into `folder`/out, killed after this many seconds; exit code and what it wrote to stderr."""
-    process = subprocess.Popen([sys.executable, "-c", OURS, str(folder)], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", OURS, str(folder)], stderr=subprocess.PIPE, encoding="utf-8")
     if seconds is not None:
         time.sleep(seconds)
-        process.send_signal(signal.SIGKILL)
+        process.kill()
     _, errors = process.communicate()
     return process.returncode, errors
 
@@ -49,7 +48,7 @@ def killed(folder: Path, times: int, whole: float) -> list[str]:
     moments = random.Random(1)
     for _ in range(times):
         code, _ = merge(folder, moments.uniform(0.2, 0.5) * whole)
-        written = [int(file.read_text().splitlines()[-1]) for file in folder.glob(f"*/{JOURNAL}")]
+        written = [int(file.read_text(encoding="utf-8").splitlines()[-1]) for file in folder.glob(f"*/{JOURNAL}")]
         seen.append(f"exit code {code}, {written[0] if written else 'no'} chunks written")
     code, errors = merge(folder)
     if code:
@@ -82,7 +81,7 @@ def main() -> None:
         folder = Path(temporary)
         for seed, parent in enumerate(("long", "short")):
             make_checkpoint(folder / parent, args.shape, seed)
-        os.sync()
+        sync_disks()
         begin = time.monotonic()
         code, errors = merge(folder)
         if code:

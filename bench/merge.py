@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import statistics
 import subprocess
@@ -26,6 +25,7 @@ import torch
 from rpam_lite.checkpoint.layout import weight_index
 from rpam_lite.checkpoint.source import INDEX
 from rpam_lite.checkpoint.stream import JOURNAL, write_weights
+from rpam_lite.platform import peak_memory, sync_disks
 from rpam_lite.streaming.shapes import config_of_shape
 from rpam_lite.streaming.skeleton import Skeleton
 
@@ -60,9 +60,9 @@ def make_checkpoint(folder: Path, shape: str, seed: int) -> None:
     size = 2 * sum(torch.Size(s).numel() for s in shapes.values())
     shards = write_weights(source, folder, torch.bfloat16, int(0.55 * size), str(seed))
     (folder / JOURNAL).unlink()
-    (folder / INDEX).write_text(json.dumps(weight_index(shards, shapes, torch.bfloat16)))
+    (folder / INDEX).write_text(json.dumps(weight_index(shards, shapes, torch.bfloat16)), encoding="utf-8")
     told = {**config.to_dict(), "architectures": [KINDS[config.model_type]], "torch_dtype": "bfloat16"}
-    (folder / "config.json").write_text(json.dumps(told))
+    (folder / "config.json").write_text(json.dumps(told), encoding="utf-8")
 
 
 # What the child does: the merge at lambda 0.5 in bf16, with nothing imported that it does not need.
@@ -86,20 +86,12 @@ def timed(command: list[str]) -> tuple[float, int]:
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         while process.poll() is None:
             # The kernel's own high-water mark: what rusage tells would include this process's at the fork.
-            peak = max(peak, _high_water(process.pid))
+            peak = max(peak, peak_memory(process.pid))
             time.sleep(0.01)
     if process.returncode:
         sys.exit(f"{' '.join(command)} failed with exit code {process.returncode}")
-    os.sync()
+    sync_disks()
     return time.monotonic() - begin, peak
-
-
-def _high_water(pid: int) -> int:
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)
 
 
 def commands(folder: Path, mergekit: str | None) -> dict[str, list[str]]:
@@ -111,7 +103,7 @@ def commands(folder: Path, mergekit: str | None) -> dict[str, list[str]]:
     if mergekit:
         config = folder / "linear.yaml"
         models = "".join(f"  - model: {folder}/{p}\n    parameters: {{weight: 0.5}}\n" for p in ("long", "short"))
-        config.write_text(f"merge_method: linear\nmodels:\n{models}dtype: bfloat16\n")
+        config.write_text(f"merge_method: linear\nmodels:\n{models}dtype: bfloat16\n", encoding="utf-8")
         ways["mergekit"] = [mergekit, str(config), str(folder / "out"), "--no-copy-tokenizer"]
     return ways
 

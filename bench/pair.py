@@ -29,7 +29,9 @@ def make_pair(folder: Path, shape: str, spread: float = 0.05, seed: int = 1) -> 
         files.setdefault(file, {})[name] = tensor_shape
     for parent in ("short", "long"):
         (folder / parent).mkdir(parents=True, exist_ok=True)
-        (folder / parent / "config.json").write_text(json.dumps({**config.to_dict(), **_named(shape)}))
+        (folder / parent / "config.json").write_text(
+            json.dumps({**config.to_dict(), **_named(shape)}), encoding="utf-8"
+        )
     weight_map: dict[str, str] = {}
     for file, shapes in files.items():
         short = {name: _random(name, s, generator) for name, s in shapes.items()}
@@ -40,7 +42,7 @@ def make_pair(folder: Path, shape: str, spread: float = 0.05, seed: int = 1) -> 
         weight_map |= dict.fromkeys(shapes, f"{file}.safetensors")
     for parent in ("short", "long"):
         index = {"metadata": {}, "weight_map": weight_map}
-        (folder / parent / "model.safetensors.index.json").write_text(json.dumps(index))
+        (folder / parent / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
     return folder
 
 

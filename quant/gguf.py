@@ -158,7 +158,7 @@ def _run(jobs: list[dict[str, Any]], source: Path, hear: Callable[[dict[str, Any
     with TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
         command = [sys.executable, "-m", "quant.worker"]
         with subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, encoding="utf-8"
         ) as child:
             assert child.stdin is not None
             assert child.stdout is not None

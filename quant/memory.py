@@ -51,7 +51,7 @@ def context_memory(file: Path, context: int, cache_type: str) -> ContextMemory:
     if cache_type not in CACHE_TYPES:
         raise RpamError(f"--cache-type {cache_type}: must be one of {', '.join(CACHE_TYPES)}.")
     command = [sys.executable, "-m", "quant.memory", str(file), str(context), cache_type]
-    result = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    result = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
     if result.returncode != 0:
         words = " ".join(result.stderr.split()[-20:])
         raise RpamError(f"{file}: llama.cpp can't make a context of {context} tokens there ({words}); lower --context.")

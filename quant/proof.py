@@ -69,7 +69,7 @@ def prove(
         asked, answer = Path(folder) / "texts.json", Path(folder) / "answer.npz"
         asked.write_text(json.dumps({"texts": list(texts), "logits": logits_of is not None}), encoding="utf-8")
         command = [sys.executable, "-m", "quant.proof", str(file), str(asked), str(answer), str(threads)]
-        result = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        result = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
         if result.returncode != 0:
             words = " ".join(result.stderr.split()[-40:]) or "no message"
             raise RpamError(f"{file}: not proven, llama.cpp does not run it (exit {result.returncode}; {words}).")

@@ -32,6 +32,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 ParentName = Literal["long", "short"]
+Accelerator = Literal["auto", "cpu", "cuda", "mps"]
 OURS = "rpam"  # the merge method that fits coefficients
 
 
@@ -122,7 +123,7 @@ class Memory(_Section):
     device: Size | None = Field(None, description="of the GPU, such as 6GiB; not read on a CPU")
     host: Size | None = None
     disk: Size | None = None
-    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    accelerator: Accelerator = Field("auto", description="where capture and fit compute; auto: a GPU if there is one")
     codec: Literal["auto", "exact", "bf16", "int8", "int8-nf4", "nf4"] = Field(
         "auto", description="how both parents are held; auto takes exact or int8"
     )
@@ -262,7 +263,7 @@ class Merge(_Section):
     options: dict[str, float] = Field({}, description="of another method than rpam")
     dtype: Literal["float16", "bfloat16", "float32"] = "float16"
     shard_size: Size = Field(5 * 10**9, description="most bytes of weights a file")
-    accelerator: Literal["cpu", "cuda"] = Field("cpu", description="where merge and verification compute")
+    accelerator: Accelerator = Field("cpu", description="where merge and verification compute")
     donor: ParentName = Field("long", description="parent whose config, tokenizer and template are kept")
 
 

@@ -23,6 +23,7 @@ from quant.engines.base import Completion, Request
 from quant.engines.chat import ChatTokenizer
 from quant.engines.sampling import draw
 from rpam_lite.checkpoint.source import CheckpointSource
+from rpam_lite.device import check_low_bits, choose_device, release_memory
 from rpam_lite.errors import RpamError
 
 KINDS = {4: "nf4", 8: "int8", 16: "bf16", 32: "fp32"}
@@ -50,7 +51,7 @@ class TransformersEngine:
         folder: Checkpoint: config, safetensors, tokenizer.
         bits: 32 (fp32), 16 (bf16), 8 (bitsandbytes int8) or 4 (bitsandbytes nf4, bf16 arithmetic).
         batch: Requests that run side by side.
-        device: "auto" is the GPU where there is one; or "cpu", "cuda", "cuda:1".
+        device: "auto" is the GPU where there is one; or "cpu", "cuda", "cuda:1", "mps".
         name: What tables call it; by default the folder's name and the kind of its weights.
 
     Raises:
@@ -68,7 +69,9 @@ class TransformersEngine:
             raise RpamError(f"{folder}: no such checkpoint folder; name one with config.json and safetensors files.")
         self.folder, self.bits, self.batch = folder, bits, batch
         self.name = name or f"{folder.name}-{KINDS[bits]}"
-        self.device = _device(device)
+        self.device = choose_device(device, "device")
+        if bits < 16:
+            check_low_bits(self.device, f"bits={bits}", "choose 16 bits, or the cpu")
         CheckpointSource(folder)  # says what is missing or damaged more plainly than transformers does
         self._tokenizer = ChatTokenizer(folder)
         self._model: Any = _load(folder, bits, self.device)
@@ -79,8 +82,7 @@ class TransformersEngine:
     def close(self) -> None:
         """Free the model; the engine can't be used after this."""
         self._model = None
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        release_memory(self.device)
 
     def __enter__(self) -> TransformersEngine:
         return self
@@ -242,23 +244,6 @@ def _load(folder: Path, bits: int, device: torch.device) -> Any:
     if missing := sorted(told["missing_keys"]):
         raise RpamError(f"{folder}: {missing[0]} is in none of its files; download the checkpoint again.")
     return model
-
-
-def _device(name: str) -> torch.device:
-    """The device that a name means.
-
-    Raises:
-        RpamError: It is no device's name, or there is no such GPU.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise RpamError(f"device {name!r}: no such device; choose 'auto', 'cpu' or 'cuda'.") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise RpamError(f"device {name!r}: torch sees {torch.cuda.device_count()} GPUs; choose 'cpu' or 'auto'.")
-    return device
 
 
 def _left_padded(prompts: Sequence[tuple[int, ...]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

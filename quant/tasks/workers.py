@@ -13,13 +13,14 @@ import importlib
 import json
 import logging
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from queue import LifoQueue
 from typing import Any
+
+from rpam_lite.platform import end_group, in_own_group
 
 WORKERS = min(4, os.cpu_count() or 1)
 # Importing is not grading: a user's grader may import a large library.
@@ -44,7 +45,7 @@ class _Worker:
             text=True,
             encoding="utf-8",
             env=environment,
-            start_new_session=True,
+            **in_own_group(),
         )
         self.reader = ThreadPoolExecutor(1)
         self.loaded: set[str] = set()
@@ -69,10 +70,7 @@ class _Worker:
 
     def stop(self) -> None:
         # With what a user's grader has started: it would keep the pipe open that the reader waits for.
-        if hasattr(os, "killpg") and self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.kill()
-        self.process.wait()
+        end_group(self.process)
         self.reader.shutdown()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rpam_lite.errors import RpamError
+from rpam_lite.platform import flush, replace
 
 ADAPTER_CONFIG = "adapter_config.json"
 # What every run folder holds beside its stages.
@@ -26,8 +26,8 @@ def whole_file(path: Path) -> Iterator[Path]:
     part.unlink(missing_ok=True)
     try:
         yield part
-        _flush(part)
-        part.replace(path)
+        flush(part)
+        replace(part, path)
     finally:
         part.unlink(missing_ok=True)
 
@@ -48,17 +48,18 @@ def whole_folder(path: Path) -> Iterator[Path]:
 def replace_folder(part: Path, path: Path) -> None:
     """Give a finished folder its final name, its bytes being on the disk."""
     for file in part.rglob("*"):
-        _flush(file)
+        if file.is_file():
+            flush(file)
     # A folder can't be replaced in one step: the old one goes first. Whoever reads it asks the
     # stage's manifest, which is removed before a stage runs.
     shutil.rmtree(path, ignore_errors=True)
-    part.replace(path)
+    replace(part, path)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text so that `path` is whole or absent."""
     with whole_file(path) as part:
-        part.write_text(text, encoding="utf-8")
+        part.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -109,13 +110,6 @@ def size_text(size: int) -> str:
     return f"{size} B"
 
 
-def _flush(path: Path) -> None:
-    """Have the bytes on the disk before the name says so."""
-    if path.is_file():
-        with path.open("rb") as stream:
-            os.fsync(stream.fileno())
-
-
 def read_rows(path: Path) -> dict[str, dict[str, Any]]:
     """Rows of a JSON-lines file by their `key`; none if it is absent. Lines that are no whole row are passed over."""
     rows = {}
@@ -133,7 +127,7 @@ def append_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Append rows to a JSON-lines file, each as soon as it comes; nothing that is there changes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     cut_off = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
-    with path.open("a", encoding="utf-8") as stream:
+    with path.open("a", encoding="utf-8", newline="\n") as stream:
         if cut_off:
             stream.write("\n")
         for row in rows:

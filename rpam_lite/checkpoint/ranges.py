@@ -1,7 +1,7 @@
 """Bytes of single tensors inside safetensors files, read at their offsets into a given buffer.
 
 `safe_open` maps files into memory, which counts as used memory and can't fill a buffer of ours;
-`preadv` does neither.
+an unbuffered file does neither.
 """
 
 from __future__ import annotations
@@ -113,15 +113,13 @@ def read_bytes(file: Path, offset: int, out: torch.Tensor) -> None:
         RpamError: The file ends too early.
     """
     buffer = byte_view(out)
-    descriptor = os.open(file, os.O_RDONLY)
-    try:
+    with file.open("rb", buffering=0) as stream:
+        stream.seek(offset)
         while buffer:
-            count = os.preadv(descriptor, [buffer], offset)
+            count = stream.readinto(buffer) or 0
             if count == 0:
                 raise RpamError(f"{file}: ends at byte {offset}, {len(buffer)} too early; copy or download it again.")
             buffer, offset = buffer[count:], offset + count
-    finally:
-        os.close(descriptor)
 
 
 def byte_view(tensor: torch.Tensor) -> memoryview:

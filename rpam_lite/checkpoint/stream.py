@@ -16,7 +16,8 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from io import FileIO
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from rpam_lite.checkpoint.layout import Chunk, Shard, plan_chunks, plan_shards
 from rpam_lite.checkpoint.ranges import byte_view
 from rpam_lite.checkpoint.source import TensorSource
 from rpam_lite.errors import RpamError
+from rpam_lite.platform import allocate, boot_id
 
 CHUNK_VALUES = 4 << 20
 JOURNAL = "written.journal"
@@ -77,19 +79,18 @@ def write_weights(
         step = begin(len(chunks))
         for _ in range(done):
             step("")
-        files = {shard.file: os.open(folder / shard.file, os.O_WRONLY) for shard in shards}
-        try:
+        with ExitStack() as opened:
+            files = {
+                shard.file: opened.enter_context((folder / shard.file).open("r+b", buffering=0)) for shard in shards
+            }
             for chunk, rows in _computed(source, chunks[done:]):
                 _check_finite(chunk, rows, dtype)
                 _write(files[chunk.file], rows, chunk.offset)
                 done += 1
                 note(done)
                 step("")
-            for descriptor in files.values():
-                os.fsync(descriptor)
-        finally:
-            for descriptor in files.values():
-                os.close(descriptor)
+            for stream in files.values():
+                os.fsync(stream.fileno())
     return shards
 
 
@@ -139,39 +140,47 @@ def _check_finite(chunk: Chunk, rows: torch.Tensor, dtype: torch.dtype) -> None:
         )
 
 
-def _write(descriptor: int, rows: torch.Tensor, offset: int) -> None:
+def _write(stream: FileIO, rows: torch.Tensor, offset: int) -> None:
     buffer = byte_view(rows)
+    stream.seek(offset)
     while buffer:
-        count = os.pwrite(descriptor, buffer, offset)
-        buffer, offset = buffer[count:], offset + count
+        buffer = buffer[stream.write(buffer) :]
 
 
 def _allocate(folder: Path, shards: Sequence[Shard]) -> None:
     """Have every file in its full size with its header, so that a full disk shows before hours of work."""
-    for i, shard in enumerate(shards):
+    missing = [s for s in shards if not (folder / s.file).exists() or (folder / s.file).stat().st_size != s.size]
+    # Where a file's room can't be kept free for it, only this says so in time.
+    if sum(shard.size for shard in missing) > shutil.disk_usage(folder).free:
+        raise _full(folder, missing)
+    for shard in shards:
         path = folder / shard.file
-        whole = path.exists() and path.stat().st_size == shard.size
-        with path.open("r+b" if whole else "wb") as stream:
+        with path.open("wb" if shard in missing else "r+b") as stream:
             try:
-                os.posix_fallocate(stream.fileno(), 0, shard.size)
+                allocate(stream, shard.size)
             except OSError as error:
+                stream.close()
                 path.unlink()
                 if error.errno != errno.ENOSPC:
                     raise
-                missing = sum(s.size for s in shards[i:]) - shutil.disk_usage(folder).free
-                raise RpamError(
-                    f"{folder}: the disk is full, {missing} bytes more are needed for the merged checkpoint; free them "
-                    "and run the same command again, what is written stays.",
-                    code="E08",
-                ) from None
+                raise _full(folder, missing[missing.index(shard) :]) from None
             stream.write(shard.head)
+
+
+def _full(folder: Path, missing: Sequence[Shard]) -> RpamError:
+    needed = sum(shard.size for shard in missing) - shutil.disk_usage(folder).free
+    return RpamError(
+        f"{folder}: the disk is full, {needed} bytes more are needed for the merged checkpoint; free them and run the "
+        "same command again, what is written stays.",
+        code="E08",
+    )
 
 
 @contextmanager
 def _journal(folder: Path, shards: Sequence[Shard], key: str) -> Iterator[tuple[int, Callable[[int], None]]]:
     """How many chunks an earlier call wrote, and a function that notes how many are written now."""
     plan = hashlib.sha256(b"".join([key.encode(), *(shard.head for shard in shards)])).hexdigest()
-    head = json.dumps({"plan": plan, "boot": _boot_id()}).encode() + b"\n"
+    head = json.dumps({"plan": plan, "boot": boot_id()}).encode() + b"\n"
     path = folder / JOURNAL
     before = path.read_bytes() if path.exists() else b""
     done = 0
@@ -181,17 +190,10 @@ def _journal(folder: Path, shards: Sequence[Shard], key: str) -> Iterator[tuple[
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         path.write_bytes(head + b"0" * _DIGITS)
-    descriptor = os.open(path, os.O_WRONLY)
-    try:
-        yield done, lambda count: _write_number(descriptor, count, len(head))
-    finally:
-        os.close(descriptor)
+    with path.open("r+b", buffering=0) as stream:
 
+        def note(count: int) -> None:
+            stream.seek(len(head))
+            stream.write(b"%0*d" % (_DIGITS, count))
 
-def _write_number(descriptor: int, count: int, offset: int) -> None:
-    os.pwrite(descriptor, b"%0*d" % (_DIGITS, count), offset)
-
-
-def _boot_id() -> str:
-    file = Path("/proc/sys/kernel/random/boot_id")
-    return file.read_text().strip() if file.exists() else ""
+        yield done, note

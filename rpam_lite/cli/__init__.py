@@ -6,6 +6,9 @@ Exit codes: 0 done; 1 something to mend, named in one sentence; 2 wrong usage; 3
 
 from __future__ import annotations
 
+import os
+import sys
+from io import TextIOWrapper
 from typing import Annotated
 
 import typer
@@ -40,4 +43,9 @@ def options(
 
 def main() -> None:
     """Entry point of `rpam`."""
+    # What Apple's GPU can't do is done on the CPU then; torch reads it when it is loaded.
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a console of Windows may not have every character
     fail_in_one_sentence(app)

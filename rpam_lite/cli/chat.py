@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import asdict
 from io import TextIOWrapper
 from pathlib import Path
@@ -16,6 +15,7 @@ from rich.console import Console
 
 from rpam_lite.cli.common import RunsOption, app
 from rpam_lite.errors import RpamError
+from rpam_lite.platform import let_lines_be_edited
 from rpam_lite.terminal import Interrupted, interrupts_told
 
 if TYPE_CHECKING:
@@ -108,8 +108,7 @@ def _questions(opened: dict[str, Conversation], at_terminal: bool) -> Iterator[s
 
 
 def _typed() -> Iterator[str]:
-    with suppress(ImportError):  # not on Windows: lines can be edited there anyway
-        import readline  # noqa: F401
+    let_lines_be_edited()
     lines: list[str] = []
     while True:
         try:

@@ -131,14 +131,14 @@ def _lbfgs(
                 with whole_file(state_file) as part:
                     torch.save({"curve": curve, "gradients": gradients}, part)
         on_step(f"loss {curve[step]['loss']:.4f}")
-        return curve[step]["loss"], gradients[step].double().cpu().numpy()
+        return curve[step]["loss"], gradients[step].cpu().double().numpy()
 
     def scaled(point: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         # The first point was asked to find the scale.
         loss, gradient = at_first if np.array_equal(point, first * scale) else loss_and_gradient(point / scale)
         return loss, gradient / scale
 
-    first = start.clamp(settings.lower, settings.upper).double().cpu().numpy()
+    first = start.clamp(settings.lower, settings.upper).cpu().double().numpy()
     stopped = "converged"
     try:
         at_first = loss_and_gradient(first)
@@ -204,5 +204,5 @@ def hessian_eigenvalues(problem: Problem, values: torch.Tensor, stores: Stores, 
         shift[i] = step
         above, below = (joint_gradient(problem, values + sign * shift, stores, reduce)[1] for sign in (1, -1))
         rows.append((above - below) / (2 * step))
-    hessian = torch.stack(rows).double().cpu()
+    hessian = torch.stack(rows).cpu().double()
     return [float(v) for v in torch.linalg.eigvalsh((hessian + hessian.T) / 2)]

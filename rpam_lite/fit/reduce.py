@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from rpam_lite.device import choose_device
 from rpam_lite.fit.problem import Reducer
 
 
@@ -33,15 +34,16 @@ def processes() -> Iterator[Processes]:
     if world == 1:
         yield Processes(0, 1, lambda vector: vector)
         return
-    on_cuda = torch.cuda.is_available()
+    on_cuda = choose_device("auto", "torchrun").type == "cuda" and dist.is_nccl_available()
     if on_cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("nccl" if on_cuda else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo")
 
     def reduce(vector: torch.Tensor) -> torch.Tensor:
-        summed = vector.clone()
+        # Gloo takes no vector of another device.
+        summed = vector.clone() if on_cuda else vector.to("cpu", copy=True)
         dist.all_reduce(summed)
-        return summed
+        return summed.to(vector.device)
 
     try:
         yield Processes(dist.get_rank(), world, reduce)

@@ -121,8 +121,8 @@ def _fit_layer(
         errors.append(float(sums[0]))
         if last:
             break
-        matrix = sums[1 + len(groups) :].view(len(groups), len(groups)).double()
-        slope = sums[1 : 1 + len(groups)].double()
+        sums = sums.cpu().double()
+        matrix, slope = sums[1 + len(groups) :].view(len(groups), len(groups)), sums[1 : 1 + len(groups)]
         eigenvalues = torch.linalg.eigvalsh(matrix)
         damped = matrix + DAMPING * matrix.diagonal().mean().clamp_min(1e-12) * torch.eye(len(groups)).to(matrix)
         shifts = shifts - torch.linalg.solve(damped, slope).to(shifts)

@@ -12,10 +12,11 @@ from rpam_lite.checkpoint.source import ParentSource
 from rpam_lite.fit.batches import load_batches
 from rpam_lite.fit.coefficients import grouping
 from rpam_lite.fit.problem import Problem, Stores
+from rpam_lite.platform import resident_memory
 from rpam_lite.recipe import Recipe
 from rpam_lite.streaming.activations import CalibrationSet
 from rpam_lite.streaming.ends import Ends
-from rpam_lite.streaming.machine import budget_of, choose_device, resident_bytes
+from rpam_lite.streaming.machine import budget_of, device_of
 from rpam_lite.streaming.plan import Budget, ModelSize, Plan, WorkSize, choose, model_size
 from rpam_lite.streaming.skeleton import Skeleton
 from rpam_lite.streaming.store import StoreName, open_store
@@ -52,13 +53,13 @@ def plan_work(recipe: Recipe, work: WorkSize, folder: Path) -> Planned:
     """
     parents = recipe.parents
     long, short, donor = open_pair(parents.long, parents.short, parents.base, recipe.merge.donor)
-    device = choose_device(recipe.memory)
+    device = device_of(recipe.memory)
     skeleton = Skeleton(donor.folder, device)
     stored = max(source.dtype(name).itemsize for source in (long, short) for name in source.names())
     model = model_size(skeleton, stored)
     budget = budget_of(recipe.memory, device, folder)
     codec = None if recipe.memory.codec == "auto" else recipe.memory.codec
-    plan = choose(model, work, budget, codec, resident_bytes())
+    plan = choose(model, work, budget, codec, resident_memory())
     return Planned(long, short, skeleton, model, work, budget, plan)
 
 

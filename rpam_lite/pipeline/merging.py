@@ -100,18 +100,18 @@ def merged_source(run: Run) -> tuple[MergedSource | MethodSource, dict[str, Any]
     import torch
 
     from rpam_lite.checkpoint.pair import aligned, open_parent
+    from rpam_lite.device import choose_device
     from rpam_lite.fit import coefficients
     from rpam_lite.merge.apply import MergedSource, MethodSource
     from rpam_lite.merge.methods import method_of
 
     recipe = run.recipe
     dtype = getattr(torch, recipe.merge.dtype)
-    if recipe.merge.accelerator == "cuda" and not torch.cuda.is_available():
-        raise RpamError("`merge.accelerator` is cuda and this machine has no usable GPU; set it to cpu.", code="E09")
+    device = choose_device(recipe.merge.accelerator, "`merge.accelerator`")
     long, short, donor = run.pair()
     if recipe.merge.method == OURS:
         fitted = coefficients.load(run.of("fit") / "coefficients.json")
-        return MergedSource(long, short, fitted.of, dtype, recipe.merge.accelerator), dict(donor.config), donor.folder
+        return MergedSource(long, short, fitted.of, dtype, device), dict(donor.config), donor.folder
     method, options = method_of(recipe.merge.method, recipe.merge.options)
     base = None
     if "base" in method.needs:
@@ -119,7 +119,7 @@ def merged_source(run: Run) -> tuple[MergedSource | MethodSource, dict[str, Any]
             raise RpamError(f"`merge.method` {method.name!r} needs the common base: name it under `parents.base`.")
         base = aligned(open_parent(recipe.parents.base), donor)
     measured = load_statistics(run) if method.measure is not None else {}
-    source = MethodSource(method, options, long, short, base, recipe.seed, dtype, measured, recipe.merge.accelerator)
+    source = MethodSource(method, options, long, short, base, recipe.seed, dtype, measured, device)
     return source, dict(donor.config), donor.folder
 
 

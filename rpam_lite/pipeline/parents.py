@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -65,7 +66,7 @@ def findings_of(recipe: Recipe, run_folder: Path) -> list[Finding]:
     with TemporaryDirectory() as folder:
         place = Path(folder).resolve()
         findings = check(with_headers(recipe, place), run_folder)
-        return [f.without(f"{place}/") for f in findings]
+        return [f.without(f"{place}{os.sep}") for f in findings]
 
 
 def _replaced(recipe: Recipe, folders: dict[str, Path]) -> Recipe:

@@ -10,8 +10,8 @@ from rich.table import Table
 from rpam_lite.checkpoint.files import size_text
 from rpam_lite.errors import RpamError
 from rpam_lite.pipeline.parents import with_headers
+from rpam_lite.platform import free_memory, resident_memory
 from rpam_lite.recipe import Recipe
-from rpam_lite.streaming.machine import free_host_bytes, resident_bytes
 from rpam_lite.streaming.plan import Budget, Plan, choose, model_size
 from rpam_lite.streaming.plan_table import UNLIMITED, plan_table
 from rpam_lite.streaming.shapes import config_of_shape
@@ -53,7 +53,7 @@ def plan_cards(
     work = estimated_work(recipe, questions, tokens)
     model = model_size(Skeleton(config))
     codec = None if memory is None or memory.codec == "auto" else memory.codec
-    host_bytes = host or (memory.host if memory else None) or resident_bytes() + free_host_bytes()
+    host_bytes = host or (memory.host if memory else None) or resident_memory() + free_memory()
     disk = (memory.disk if memory else None) or UNLIMITED
     table = Table(title=f"{title}: {questions} questions of {tokens} tokens, host {size_text(host_bytes)}")
     for column in ("card", "layers", "hidden states", "device peak", "host peak", "disk", "moved a step"):
@@ -62,7 +62,7 @@ def plan_cards(
     for name, device in [*((f"{gb} GB", int(_USABLE * gb * 10**9)) for gb in CARDS), ("CPU", None)]:
         budget = Budget(device, host_bytes, disk)
         try:
-            plan = choose(model, work, budget, codec, resident_bytes())
+            plan = choose(model, work, budget, codec, resident_memory())
         except RpamError as error:
             table.add_row(name, str(error).split(": ", 1)[-1].split(". Raise")[0])
             continue

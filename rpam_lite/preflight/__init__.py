@@ -9,14 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from export.gguf.architecture import check_names
 from export.gguf.tokenizer import check_tokenizer
 from quant.gguf import quantization_types
 from rpam_lite.checkpoint.aligned import EMBEDDING
 from rpam_lite.checkpoint.pair import open_parent
 from rpam_lite.checkpoint.source import ParentSource
+from rpam_lite.device import choose_device
 from rpam_lite.merge.methods import method_of
 from rpam_lite.preflight.configs import compare_configs, quantized_leftover
 from rpam_lite.preflight.findings import Finding, attempt, some
@@ -121,9 +120,7 @@ def _check_method(recipe: Recipe) -> list[Finding]:
     """Whether the merge method is known and has what it needs."""
     findings: list[Finding] = []
     merge = recipe.merge
-    if merge.accelerator == "cuda" and not torch.cuda.is_available():
-        message = "`merge.accelerator` is cuda and this machine has no usable GPU."
-        findings.append(Finding("ERROR", "method", message, "computes on the CPU as well", "merge.accelerator"))
+    attempt(findings, "method", partial(choose_device, merge.accelerator, "`merge.accelerator`"))
     if merge.method == OURS:
         if merge.options:
             message = "`merge.options` are for other methods; rpam's settings stand under `fit`."

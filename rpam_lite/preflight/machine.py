@@ -13,9 +13,10 @@ from rpam_lite.checkpoint.files import size_text
 from rpam_lite.checkpoint.source import ParentSource
 from rpam_lite.errors import RpamError
 from rpam_lite.merge.methods import method_of
+from rpam_lite.platform import resident_memory
 from rpam_lite.preflight.findings import Finding
 from rpam_lite.recipe import OURS, Recipe
-from rpam_lite.streaming.machine import budget_of, choose_device, resident_bytes
+from rpam_lite.streaming.machine import budget_of, device_of
 from rpam_lite.streaming.plan import choose, describe, model_size
 from rpam_lite.streaming.skeleton import Skeleton
 from rpam_lite.streaming.work import estimated_work
@@ -75,11 +76,11 @@ def check_memory(config: Any, stored: int, recipe: Recipe, run_folder: Path) -> 
     """Which way of working capture and fit would take, of checkpoints with `stored` bytes a parameter."""
     questions = 2 * recipe.capture.questions_per_class
     try:
-        device = choose_device(recipe.memory)
+        device = device_of(recipe.memory)
         work = estimated_work(recipe, questions, _TOKENS)
         budget = budget_of(recipe.memory, device, run_folder)
         codec = None if recipe.memory.codec == "auto" else recipe.memory.codec
-        plan = choose(model_size(Skeleton(config), stored), work, budget, codec, resident_bytes())
+        plan = choose(model_size(Skeleton(config), stored), work, budget, codec, resident_memory())
     except RpamError as error:
         yield Finding("ERROR", "memory", str(error), key="memory")
         return

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from rpam_lite.device import in_float64
 from rpam_lite.streaming.passes import Streamed, hidden_states
 
 
@@ -29,7 +30,7 @@ def squared_inputs(
     sums: dict[str, torch.Tensor] = {}
 
     def add(name: str, inputs: torch.Tensor, real: torch.Tensor) -> None:
-        total = inputs[real].double().square().sum(0).cpu()
+        total = in_float64(inputs[real]).square().sum(0).cpu()
         sums[name] = sums[name] + total if name in sums else total
 
     for _ in hidden_states(model, token_ids, batches, add):

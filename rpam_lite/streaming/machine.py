@@ -1,8 +1,7 @@
-"""What this machine has: the device to run layers on, free memory and disk, and the peak that was used."""
+"""What capture and fit may use of this machine, and the peak that was used."""
 
 from __future__ import annotations
 
-import resource
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from rpam_lite.errors import RpamError
+from rpam_lite import platform
+from rpam_lite.device import check_low_bits, choose_device, free_memory
 from rpam_lite.recipe import Memory
 from rpam_lite.streaming.plan import Budget
 
@@ -18,79 +18,39 @@ from rpam_lite.streaming.plan import Budget
 _SHARE = 0.8
 
 
-def choose_device(memory: Memory) -> torch.device:
+def device_of(memory: Memory) -> torch.device:
     """The device that the recipe asks for, or the best there is.
 
     Raises:
-        RpamError: `cuda` is asked for and there is none.
+        RpamError: This machine has none such, or the recipe's codec can't be computed with there.
     """
-    if memory.accelerator == "cuda" and not torch.cuda.is_available():
-        raise RpamError(
-            "`memory.accelerator` is cuda and this machine has no usable GPU; set it to auto or cpu, "
-            "or install a CUDA build of torch."
-        )
-    if memory.accelerator == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", torch.cuda.current_device())
+    device = choose_device(memory.accelerator, "`memory.accelerator`")
+    if "nf4" in memory.codec:
+        check_low_bits(device, f"`memory.codec` {memory.codec!r}", "choose int8, or set `memory.accelerator` to cpu")
+    return device
 
 
 def budget_of(memory: Memory, device: torch.device, folder: Path) -> Budget:
     """The recipe's budget, with what is free now where it is silent."""
-    free_device = None
-    if device.type == "cuda":
-        free_device = memory.device or int(_SHARE * torch.cuda.mem_get_info(device)[0])
+    free = free_memory(device)
     nearest = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     return Budget(
-        free_device,
-        memory.host or resident_bytes() + int(_SHARE * free_host_bytes()),
+        None if free.device is None else memory.device or int(_SHARE * free.device),
+        memory.host or platform.resident_memory() + int(_SHARE * free.host),
         memory.disk or int(_SHARE * shutil.disk_usage(nearest).free),
     )
-
-
-def free_host_bytes() -> int:
-    """Memory that can be had without swapping: MemAvailable, and not above the process's own limit."""
-    available = 1 << 62
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                available = int(line.split()[1]) * 1024
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    return available if limit == resource.RLIM_INFINITY else min(available, limit)
-
-
-def resident_bytes() -> int:
-    """Resident memory of this process (Linux; 0 elsewhere)."""
-    return _status("VmRSS")
 
 
 @contextmanager
 def peak_memory(device: torch.device) -> Iterator[Callable[[], int]]:
     """Measure the most memory held inside the block, in bytes.
 
-    On CUDA what was allocated on the device, else this process's resident memory (Linux; 0 elsewhere).
+    On CUDA what was allocated on the device, else this process's resident memory; on macOS and Windows, where that
+    can't be started anew, its peak since the process began.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         yield lambda: torch.cuda.max_memory_allocated(device)
         return
-    _reset_peak()
-    yield lambda: _status("VmHWM")
-
-
-def _reset_peak() -> None:
-    """Have the kernel start its high-water mark of resident memory anew."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return
-
-
-def _status(field: str) -> int:
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return 0
-    for line in status.read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    return 0
+    platform.reset_peak()
+    yield platform.peak_memory

@@ -6,7 +6,6 @@ reader has passed.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from math import prod
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 
 from rpam_lite.checkpoint.ranges import byte_view, read_bytes
 from rpam_lite.errors import RpamError
+from rpam_lite.platform import allocate
 
 StoreName = Literal["device", "host", "disk"]
 
@@ -109,8 +109,9 @@ class DiskStore:
     def _preallocate(self, file: Path) -> None:
         with file.open("wb") as stream:
             try:
-                os.posix_fallocate(stream.fileno(), 0, max(1, self._starts[-1]))
+                allocate(stream, max(1, self._starts[-1]))
             except OSError as error:
+                stream.close()
                 file.unlink(missing_ok=True)
                 raise RpamError(
                     f"{file}: {self._starts[-1]} bytes of hidden states don't fit ({error.strerror}); free some space, "

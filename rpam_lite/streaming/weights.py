@@ -99,7 +99,9 @@ class WeightSource:
                 raise RpamError(f"`{codec}` layers kept on disk need a scratch folder.")
             self._scratch = scratch / f"layers-{codec}.bin"
             if self._scratch.exists():
-                self._errors = dict(enumerate(json.loads(self._scratch.with_suffix(".json").read_text())))
+                self._errors = dict(
+                    enumerate(json.loads(self._scratch.with_suffix(".json").read_text(encoding="utf-8")))
+                )
             else:
                 self._write_scratch(self._scratch)
         self._slots: list[_Slot] = []

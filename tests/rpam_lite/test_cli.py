@@ -20,8 +20,8 @@ from rpam_lite.terminal import interrupts_kept
 from tests.conftest import ROOT
 
 
-def rpam(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+def rpam(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200", **variables}
     command = [sys.executable, "-m", "rpam_lite.cli", *arguments]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
 
@@ -52,6 +52,12 @@ def test_help_lists_every_stage(tmp_path: Path) -> None:
     assert all(name in result.stdout for name in (*STAGES, "run"))
     assert "recipes/tiny.yaml" in rpam("fit", "--help", cwd=tmp_path).stdout
     assert rpam("--version", cwd=tmp_path).stdout.strip() == __version__
+
+
+def test_a_console_without_all_characters_gets_others_for_them(tmp_path: Path) -> None:
+    result = rpam("plan", "tiny", cwd=tmp_path, PYTHONIOENCODING="ascii")
+    assert result.returncode == 0, result.stderr
+    assert "12 GB" in result.stdout
 
 
 def test_a_good_pair_passes_the_check(tmp_path: Path, pair: Path) -> None:

@@ -1,0 +1,103 @@
+"""The device is chosen in one place, on machines that are not this one too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from quant.engines.transformers import TransformersEngine
+from rpam_lite import device, platform
+from rpam_lite.device import choose_device, free_memory, in_float64
+from rpam_lite.errors import RpamError
+from rpam_lite.recipe import Memory
+from rpam_lite.streaming.machine import budget_of, device_of
+
+GIB = 2**30
+
+
+def machine(monkeypatch: pytest.MonkeyPatch, cards: int = 0, apple: bool = False) -> None:
+    """As if this machine had these."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cards > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: cards - 1)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: apple)
+
+
+@pytest.mark.parametrize(
+    ("cards", "apple", "expected"), [(2, True, "cuda:1"), (0, True, "mps"), (0, False, "cpu"), (1, False, "cuda:0")]
+)
+def test_auto_takes_the_best_there_is(monkeypatch: pytest.MonkeyPatch, cards: int, apple: bool, expected: str) -> None:
+    machine(monkeypatch, cards, apple)
+    assert str(choose_device("auto", "device")) == expected
+    assert str(choose_device("cpu", "device")) == "cpu"
+    assert device_of(Memory()) == torch.device(expected)
+
+
+def test_a_card_is_taken_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, cards=2)
+    assert str(choose_device("cuda:0", "device")) == "cuda:0"
+    assert str(choose_device("cuda", "device")) == "cuda:1"
+    with pytest.raises(RpamError, match=r"device 'cuda:2': torch sees 2 such GPUs"):
+        choose_device("cuda:2", "device")
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:1", "mps"])
+def test_what_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    machine(monkeypatch)
+    with pytest.raises(RpamError, match=rf"`memory.accelerator` '{name}': this machine has no usable GPU"):
+        choose_device(name, "`memory.accelerator`")
+
+
+@pytest.mark.parametrize("name", ["gpu", "meta", ""])
+def test_what_is_no_device_is_refused(name: str) -> None:
+    with pytest.raises(RpamError, match="no such device; choose auto, cpu, cuda or mps"):
+        choose_device(name, "device")
+
+
+def test_the_budget_of_one_memory_is_not_given_twice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    machine(monkeypatch, apple=True)
+    monkeypatch.setattr(platform, "free_memory", lambda: 16 * GIB)
+    monkeypatch.setattr(platform, "resident_memory", lambda: 0)
+    monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 14 * GIB)
+    monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: 4 * GIB)
+    free = free_memory(torch.device("mps"))
+    assert (free.device, free.host) == (10 * GIB, 6 * GIB)
+    budget = budget_of(Memory(), torch.device("mps"), tmp_path)
+    assert budget.device is not None
+    assert budget.device + budget.host <= 16 * GIB
+    assert free_memory(torch.device("cpu")) == device.FreeMemory(None, 16 * GIB)
+
+
+@pytest.mark.parametrize("codec", ["nf4", "int8-nf4"])
+def test_bitsandbytes_is_refused_on_apples_gpu(monkeypatch: pytest.MonkeyPatch, codec: str) -> None:
+    machine(monkeypatch, apple=True)
+    memory = Memory.model_validate({"codec": codec})
+    with pytest.raises(RpamError, match="bitsandbytes does not compute on Apple's GPU"):
+        device_of(memory)
+    assert device_of(memory.model_copy(update={"accelerator": "cpu"})).type == "cpu"
+    assert device_of(Memory(codec="int8")).type == "mps"
+
+
+def test_low_bits_are_refused_before_anything_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    machine(monkeypatch, apple=True)
+    with pytest.raises(RpamError, match="bits=4: bitsandbytes does not compute on Apple's GPU"):
+        TransformersEngine(tmp_path, 4)
+
+
+def test_float64_is_made_where_there_is_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Apple(torch.Tensor):
+        """Says that it lies on Apple's GPU, and refuses float64 as that does."""
+
+        device = torch.device("mps")  # type: ignore[assignment]
+
+        def cpu(self) -> torch.Tensor:  # type: ignore[override]
+            return self.as_subclass(torch.Tensor)
+
+        def double(self) -> torch.Tensor:
+            raise TypeError("MPS has no float64")
+
+    there = torch.ones(3).as_subclass(Apple)
+    assert in_float64(there).dtype == torch.float64
+    assert in_float64(torch.ones(3)).dtype == torch.float64
