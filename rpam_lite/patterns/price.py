@@ -5,9 +5,9 @@ On a question, Long is worth more than Short by its regret, in points of accurac
     regret = 100 * (acc_L - acc_S) - price * (len_L - len_S) / 1000
 
 Its sign selects the parent, as the label rule `cost` does, and its size is what a wrong choice there
-costs: the question's weight in the fit (`fit/shares.py` brings points and nats together). At price 0 questions that both parents answer right weigh
-nothing, and the merge may think about everything; a high price leaves Long those questions alone where
-thinking gains much in few tokens.
+costs: the question's weight in the fit, where `fit/shares.py` brings points and nats together. At price 0
+questions that both parents answer right weigh nothing, and the merge may think about everything; a high
+price leaves Long those questions alone where thinking gains much in few tokens.
 """
 
 from __future__ import annotations

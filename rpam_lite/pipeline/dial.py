@@ -6,14 +6,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rpam_lite.checkpoint.files import write_json
+from rpam_lite.checkpoint.files import read_json, write_json
 from rpam_lite.errors import RpamError
 from rpam_lite.pipeline.artefacts import parent_gguf
 from rpam_lite.pipeline.measuring import Asking, Row, measure_row, row_key, write_coefficients_gguf
 from rpam_lite.pipeline.stage import Run, identity, parent_folders
 from rpam_lite.pipeline.traces import unseen_keys
+from rpam_lite.recipe import OURS
 
 if TYPE_CHECKING:
     from quant.frontier import Choice
@@ -54,7 +56,7 @@ def choose_member(run: Run, members: Mapping[float, Coefficients]) -> float:
     long = _measured(run, Row("Long", "parent", 1.0, parent_gguf(run, "long")), asking)
     rows: list[dict[str, Any]] = []
     for price, coefficients in members.items():
-        records = _measured(run, _member(run, price, coefficients), asking)
+        records = _measured(run, member_row(run, price, coefficients, folder), asking)
         found = measure(by_question(records), seed=run.recipe.seed)
         summary = summarize(records, run.recipe.eval.long_think_tokens)
         rows.append(
@@ -104,14 +106,31 @@ def _wished(dial: Dial, rows: list[dict[str, Any]], long_accuracy: float, long_t
     return cheapest_above(accuracy, tokens, least), f"at most {points:g} points below Long"
 
 
-def _member(run: Run, price: float, coefficients: Coefficients) -> Row:
-    recipe, name = run.recipe, f"price {price:g}"
-    file = run.of("fit") / f"member-{price:g}.gguf"
-    parents = " ".join(identity(folder) for folder in parent_folders(recipe))
+def member_row(run: Run, price: float, coefficients: Coefficients, folder: Path) -> Row:
+    """A member of the family as a model to measure; its GGUF file stands in `folder` for so long."""
+    recipe, name = run.recipe, f"Price {price:g}"
+    file = folder / f"member-{price:g}.gguf"
+    parents = " ".join(identity(parent) for parent in parent_folders(recipe))
     made_from = json.dumps(
         [parents, coefficients.model_dump(), recipe.merge.dtype, recipe.merge.donor, recipe.export.type]
     )
-    return Row(name, "merge", None, file, partial(write_coefficients_gguf, run, coefficients, file, name), made_from)
+    return Row(name, "member", None, file, partial(write_coefficients_gguf, run, coefficients, file, name), made_from)
+
+
+def other_members(run: Run) -> dict[float, Coefficients]:
+    """The fitted members that were not taken, by price; none without `dial.prices`."""
+    from rpam_lite.fit.coefficients import load
+
+    if not run.recipe.dial.prices or run.recipe.merge.method != OURS:
+        return {}
+    told = read_json(run.of("fit") / FRONTIER, "the dial's frontier")
+    prices = [row["price"] for i, row in enumerate(told["members"]) if i != told["index"]]
+    return {price: load(member_folder(run, price) / "coefficients.json") for price in prices}
+
+
+def member_folder(run: Run, price: float) -> Path:
+    """Where a member's coefficients and log are."""
+    return run.of("fit") / "members" / f"price-{price:g}"
 
 
 def _measured(run: Run, row: Row, asking: Asking) -> list[Record]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rpam_lite.checkpoint.files import write_json
 from rpam_lite.errors import RpamError
-from rpam_lite.pipeline.dial import choose_member, unseen_questions
+from rpam_lite.pipeline.dial import choose_member, member_folder, unseen_questions
 from rpam_lite.pipeline.release import fit_as_released
 from rpam_lite.pipeline.stage import Run
 from rpam_lite.pipeline.traces import calibration_traces
@@ -99,7 +99,7 @@ def _take_member(run: Run, members: dict[float | None, Fitted]) -> Fitted:
 
     family = {price: fitted for price, fitted in members.items() if price is not None}
     for price, (fitted, log) in family.items():
-        folder = run.of("fit") / "members" / f"price-{price:g}"
+        folder = member_folder(run, price)
         folder.mkdir(parents=True, exist_ok=True)
         coefficients.save(fitted, folder / "coefficients.json")
         write_json(folder / "fit.json", log)

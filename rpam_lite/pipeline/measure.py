@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from rpam_lite.checkpoint.files import write_json
 from rpam_lite.pipeline.artefacts import exported_gguf, parent_gguf, quantized_gguf
+from rpam_lite.pipeline.dial import member_row, other_members
 from rpam_lite.pipeline.measuring import Asking, Row, measure_row, row_key, write_coefficients_gguf
 from rpam_lite.pipeline.stage import Run, identity, parent_folders
 from rpam_lite.pipeline.stages import donor_opens_think, donor_prompts
@@ -28,7 +29,7 @@ LONG, SHORT = "Long", "Short"
 
 
 def rows(run: Run) -> list[Row]:
-    """Long and Short, the scalar curve between them, and the merge at every quantization."""
+    """Long and Short, the scalar curve between them, the merge at every quantization, and the dial's other members."""
     recipe = run.recipe
     parents = " ".join(identity(folder) for folder in parent_folders(recipe))
     listed = [Row(SHORT, "parent", 0.0, parent_gguf(run, "short")), Row(LONG, "parent", 1.0, parent_gguf(run, "long"))]
@@ -39,6 +40,7 @@ def rows(run: Run) -> list[Row]:
         listed.append(Row(f"Scalar {weight:g}", "scalar", weight, file, make, made_from))
     listed.append(Row(f"Merge {recipe.export.type.lower()}", "merge", None, exported_gguf(run)))
     listed += [Row(f"Merge {t}", "merge", None, quantized_gguf(run, t)) for t in recipe.quantize.types]
+    listed += [member_row(run, *member, folder=run.of("eval")) for member in other_members(run).items()]
     return listed
 
 
@@ -67,7 +69,7 @@ def run_eval(run: Run) -> None:
     if found := sum(not missing(file, asking.requests) for file in files.values()):
         run.say(f"{found} of {len(listed)} models are measured already")
     measured = {row.name: measure_row(run, row, asking, files[row.name]) for row in listed}
-    for stale in folder.glob("scalar-*"):
+    for stale in [*folder.glob("scalar-*"), *folder.glob("member-*")]:
         stale.unlink()
     between = sorted((row for row in listed if row.weight is not None), key=lambda row: row.weight or 0.0)
     curve = [measured[row.name] for row in between]
@@ -76,7 +78,7 @@ def run_eval(run: Run) -> None:
     for row in listed:
         result = _summary(row, measured[row.name], settings.long_think_tokens, run.recipe.seed)
         result["records"] = files[row.name].name
-        if row.kind == "merge":
+        if row.kind in ("merge", "member"):
             result["over_curve"] = asdict(gain_over_curve(measured[row.name], curve, run.recipe.seed))
             adaptivity = measure_adaptivity(
                 by_question(measured[row.name]),

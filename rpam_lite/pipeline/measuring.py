@@ -25,7 +25,7 @@ class Row:
 
     Attributes:
         name: As the table calls it.
-        kind: "parent", "scalar" or "merge".
+        kind: "parent", "scalar", "merge" or "member" of the dial's family.
         weight: Lambda of a parent or a scalar interpolation, else None.
         file: Its GGUF file.
         make: Writes the file if it is only needed for measuring (it is removed afterwards).

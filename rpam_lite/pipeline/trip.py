@@ -173,13 +173,14 @@ _ORDER = (
     ),
     Stage(
         "eval",
-        ("label", "export", "quantize"),
+        ("fit", "label", "export", "quantize"),
         lambda r: {
             "seed": r.seed,
             "engine_threads": r.engine_threads,
             "version of the grader": GRADER_VERSION,
             "version of the records": RECORD_VERSION,
             "merge": r.merge.model_dump(),
+            "prices of the dial": r.dial.prices,
             "eval": r.eval.model_dump(exclude={"questions"}),
         },
         lambda r: [*parent_folders(r), r.eval.questions],

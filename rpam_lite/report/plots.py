@@ -99,6 +99,7 @@ def plot_frontier(rows: list[dict[str, Any]], path: Path) -> None:
                 linestyle="none",
                 color=_color(row),
                 alpha=0.85,
+                markerfacecolor="none" if row["kind"] == "member" else None,
                 markersize=8,
                 label=row["name"],
             )

@@ -53,8 +53,9 @@ def write_recipe(folder: Path, **changes: dict[str, Any]) -> None:
     recipe["capture"]["questions_per_class"] = 8
     recipe["fit"] |= {"steps": 2}
     recipe["eval"]["scalar_curve"] = [0.5]
+    recipe.pop("dial")  # one fit, but where a test wants a family
     for section, values in changes.items():
-        recipe[section] |= values
+        recipe[section] = recipe.get(section, {}) | values
     (folder / "tiny.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
 
 
@@ -221,9 +222,8 @@ def test_a_family_is_fitted_in_one_go_and_one_member_is_taken(trip: Path, tmp_pa
     output = rpam(tmp_path / "copy", "fit", "tiny.yaml", "--price", "0,3000", "--max-tokens-share", "0.3")
     fit = tmp_path / "copy/runs/tiny/fit"
     told = json.loads((fit / "frontier.json").read_text())
-    rows = [json.loads(line) for line in (tmp_path / "copy/runs/tiny/label/patterns.jsonl").read_text().splitlines()]
     assert [m["price"] for m in told["members"]] == [0, 3000]
-    assert told["questions"] == len(rows) - 16  # those that the fit reads
+    assert told["questions"] == 8  # of 32, four a level: one of each is set aside
     assert "at most 30 % of Long's tokens" in output
     taken = told["members"][told["index"]]["price"]
     assert f"price {taken:g} is taken" in output
@@ -233,6 +233,14 @@ def test_a_family_is_fitted_in_one_go_and_one_member_is_taken(trip: Path, tmp_pa
     assert sum(kept[0]["values"].values()) > sum(kept[3000]["values"].values())
     assert (fit / "frontier.png").stat().st_size > 0
     assert not list(fit.glob("*.gguf"))
+    # The same dial in the recipe goes on from there, and measures the other member beside the merge.
+    write_recipe(tmp_path / "copy", dial={"prices": [0, 3000], "max_tokens_share": 0.3})
+    assert "reused from runs/tiny: check, label, capture, fit" in rpam(tmp_path / "copy", "run", "tiny.yaml")
+    evaluation = json.loads((tmp_path / "copy/runs/tiny/eval/evaluation.json").read_text())["rows"]
+    (member,) = (row for row in evaluation if row["kind"] == "member")
+    assert member["name"] == f"Price {3000 - taken:g}"
+    assert {"gain", "low", "high"} <= member["over_curve"].keys()
+    assert not list((tmp_path / "copy/runs/tiny/eval").glob("*.gguf"))
 
 
 def test_another_method_needs_no_fit_and_records_itself(trip: Path, tmp_path: Path) -> None:
