@@ -1,6 +1,6 @@
 """Does the merge beat plain interpolation? Every method on trained pairs, against the scalar curve at equal tokens.
 
-    python -m bench.quality [--pair DIR ...] [--out runs/quality] [--full]
+    python -m bench.quality [--pair DIR ...] [--out runs/quality] [--full] [--methods NAME ...]
 
 A pair is a folder with long/, short/ and base/, made by recipes/tiny/train.py; `family` in its pair.json
 says which questions it answers. Methods see the calibration split alone, and all
@@ -13,19 +13,22 @@ takes 200, thirty-five, every method, and samples at temperature 0.6 too.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from bench.quality_table import Measured, measured_rows, table, write_picture
-from quant import evaluate, load
-from quant.engines import Sampling
+from bench.routing import Rules, car, learn, self_route
+from quant import evaluate
+from quant.engines import Engine, Sampling
+from quant.engines.llama_cpp import LlamaCppEngine
 from quant.records import Record
 from quant.tasks.catalog import load_tasks
-from quant.tasks.questions import TaskFile
+from quant.tasks.questions import TaskFile, read_task_file
 from recipes.tiny.families import FAMILIES
 from recipes.tiny.questions import question_lines
 from rpam_lite.checkpoint.files import read_json, write_json, write_text
@@ -55,6 +58,8 @@ QUICK: dict[str, Changes] = {
     "ACM": {"merge": {"method": "acm"}},
     "Sens": {"merge": {"method": "sens"}},
     "ReACT fold": {"merge": {"method": "react"}},
+    "QA-Merging": {"merge": {"method": "qa_merging"}},
+    "AdaMerging": {"fit": {"preset": "adamerging"}},
 }
 SLOW: dict[str, Changes] = {
     "adaptive, a block": {"fit": {"granularity": "block"}},
@@ -66,6 +71,11 @@ SLOW: dict[str, Changes] = {
     "FIM": {"merge": {"method": "fim"}},
     "WUDI": {"merge": {"method": "wudi"}},
 }
+
+
+# They answer with both models, so that both must be in memory; the table counts every token that either generates.
+Build = Callable[[LlamaCppEngine, LlamaCppEngine, Rules], Engine]
+ROUTING: dict[str, Build] = {"Self-Route, both models": self_route, "CAR, both models": car}
 
 
 @dataclass(frozen=True)
@@ -125,7 +135,8 @@ def ensure(run: Run, stage: str) -> None:
 
 def merged_files(run: Run, method: str, models: Path) -> dict[str, Path]:
     """GGUF files of one method by name, made unless they are there; ours quantized too."""
-    made = [fingerprint(STAGES[stage], run.recipe)[:8] for stage in ("label", "capture", "fit", "statistics", "merge")]
+    stages = [STAGES[name] for name in ("label", "capture", "fit", "statistics", "merge")]
+    made = [fingerprint(stage, run.recipe)[:8] for stage in stages if stage.applies(run.recipe)]
     stem = f"{method.replace(' ', '-').replace(',', '')}-{'-'.join(made)}"
     wanted = {method: models / f"{stem}.gguf"}
     if method == OURS:
@@ -152,8 +163,20 @@ def partial_scalars(run: Run, weight: float) -> dict[str, Coefficients]:
     }
 
 
-def all_models(pair: Path, folder: Path, form: Form, progress: Any) -> Iterator[tuple[str, str, Path]]:
-    """Name, kind and GGUF file of every model of a pair, made as they are asked for."""
+def open_file(file: Path) -> LlamaCppEngine:
+    """A GGUF file as an engine."""
+    return LlamaCppEngine(file, PARALLEL, threads=1)
+
+
+def open_routed(build: Build, run: Run) -> Engine:
+    """Both parents and a rule between them, learnt on the calibration questions."""
+    long, short = (open_file(parent_gguf(run, parent)) for parent in ("long", "short"))
+    calibration = read_task_file(TaskFile(run.recipe.label.questions, grader=run.recipe.eval.grader))
+    return build(long, short, learn(long, short, calibration, MAX_TOKENS))
+
+
+def all_models(pair: Path, folder: Path, form: Form, progress: Any) -> Iterator[tuple[str, str, Callable[[], Engine]]]:
+    """Name, kind and engine of every model of a pair, made as they are asked for."""
     models = folder / "models"
     models.mkdir(parents=True, exist_ok=True)
 
@@ -163,29 +186,31 @@ def all_models(pair: Path, folder: Path, form: Form, progress: Any) -> Iterator[
 
     run = open_run({})
     ensure(run, "capture")
-    yield "Short", "curve", parent_gguf(run, "short")
+    yield "Short", "curve", partial(open_file, parent_gguf(run, "short"))
     interpolated = {f"scalar {w:g}": scalar(w) for w in form.curve}
     elsewhere = partial_scalars(run, 1.0) | partial_scalars(run, 0.7)
     for name, coefficients in (interpolated | elsewhere).items():
         file = models / f"{name.replace(' ', '-')}.gguf"
         if not file.exists():
             write_coefficients_gguf(run, coefficients, file, name)
-        yield name, "curve" if name in interpolated else "method", file
-    yield "Long", "curve", parent_gguf(run, "long")
+        yield name, "curve" if name in interpolated else "method", partial(open_file, file)
+    yield "Long", "curve", partial(open_file, parent_gguf(run, "long"))
+    for name, build in ROUTING.items():
+        yield name, "routing", partial(open_routed, build, run)
     for method, changes in form.methods.items():
         for name, file in merged_files(open_run(changes), method, models).items():
-            yield name, "method", file
+            yield name, "method", partial(open_file, file)
 
 
 def measure_pair(pair: Path, folder: Path, form: Form) -> dict[str, Measured]:
     """Measured models of a pair, by way of sampling."""
     found: dict[str, dict[str, tuple[str, list[Record]]]] = {how: {} for how in form.samplings}
     with progress_bars() as progress:
-        for name, kind, file in all_models(pair, folder, form, progress):
+        for name, kind, open_engine in all_models(pair, folder, form, progress):
             (task,) = load_tasks(
                 [TaskFile(folder / f"evaluation-{form.per_level}.jsonl", grader=FAMILIES[family_of(pair)].grader)]
             )
-            engine = load(file, parallel=PARALLEL, threads=1)
+            engine = open_engine()
             try:
                 for how, (sampling, samples) in form.samplings.items():
                     step = progress.start(f"{name}, {how}", samples * len(task.questions))
@@ -213,8 +238,13 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("runs/quality"), help="runs, records and results")
     parser.add_argument("--full", action="store_true", help="some hours instead of a quarter of one")
+    parser.add_argument(
+        "--methods", nargs="+", choices=[*QUICK, *SLOW], metavar="NAME", help="these alone, beside the curve"
+    )
     args = parser.parse_args()
     form = FULL_FORM if args.full else SHORT_FORM
+    if args.methods:
+        form = replace(form, methods={name: (QUICK | SLOW)[name] for name in args.methods})
     results: dict[str, dict[str, Measured]] = {}
     for pair in args.pair:
         folder = args.out / f"bench-{pair.resolve().name}"

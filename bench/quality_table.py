@@ -28,7 +28,8 @@ def measured_rows(models: Mapping[str, tuple[str, list[Record]]], long_think_tok
     """Figures of all models of a pair.
 
     Args:
-        models: By name its kind ("curve" in order of lambda, both parents as ends; or "method") and its records.
+        models: By name its kind ("curve" in order of lambda, both parents as ends; "method", a merge; or "routing",
+            a rule that chooses between both parents) and its records.
         long_think_tokens: Think tokens from which an answer is a long one.
     """
     curve = [records for kind, records in models.values() if kind == "curve"]
@@ -47,7 +48,7 @@ def measured_rows(models: Mapping[str, tuple[str, list[Record]]], long_think_tok
             "long_by_level": [s.long for s in summarize_by_level(records, long_think_tokens).values()],
             **{key: None if isnan(v := adaptivity[key].value) else v for key in ("overthink", "underthink")},
         }
-        if kind == "method":
+        if kind != "curve":
             gain = gain_over_curve(records, curve)
             row["gain"] = asdict(gain)
             limit = curve_accuracy(np.array(policy[0]), np.array(policy[1]), gain.tokens)
@@ -107,10 +108,12 @@ def write_picture(results: Mapping[str, Mapping[str, Measured]], path: Path) -> 
         plot.plot(policy["tokens"], [100 * a for a in policy["accuracy"]], "k:", linewidth=1, label="threshold policy")
         ours = [row for row in rows if row["name"].startswith("adaptive")]
         others = [row for row in rows if row["kind"] == "method" and row not in ours]
+        routing = [row for row in rows if row["kind"] == "routing"]
         plot.plot(*_points(others), "x", color="#2e6f9e", label="other methods")
+        plot.plot(*_points(routing), "^", color="#9a5b13", label="both models, and a rule between them")
         plot.plot(*_points(ours), "o", color="#1d7a4f", label="ours")
         apart = [row for row in others if row["tokens"] > 0.1 * curve[-1]["tokens"]]  # names at Short would overlap
-        for row in [*ours, *apart]:
+        for row in [*ours, *apart, *routing]:
             plot.annotate(
                 row["name"],
                 (row["tokens"], 100 * row["accuracy"]),

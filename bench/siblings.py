@@ -12,28 +12,18 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
+from bench.routing import car, learn, self_route
 from bench.tiny import PAIR
 from export.gguf.write import write_gguf
 from quant.asking import answer_questions
-from quant.engines import Engine, Request
+from quant.engines import Engine
 from quant.engines.llama_cpp import LlamaCppEngine
 from quant.frontier import gain_over_curve
 from quant.measures import by_question, measure
-from quant.records import Record, to_record
-from quant.siblings import (
-    CarEngine,
-    RoutedEngine,
-    Way,
-    fit_gate,
-    fit_probe,
-    last_hidden_states,
-    oracle,
-    perplexity,
-)
-from quant.siblings.probe import Mode
+from quant.records import Record
+from quant.siblings import oracle
 from quant.tables import number, percent
 from quant.tasks.questions import Question, load_questions
 from rpam_lite.checkpoint.source import CheckpointSource
@@ -55,13 +45,6 @@ def open_parent(folder: Path, parent: str) -> LlamaCppEngine:
     return LlamaCppEngine(folder / f"{parent}.gguf", threads=1)
 
 
-def short_answers(short: LlamaCppEngine, questions: Sequence[Question]) -> tuple[list[float | None], list[bool]]:
-    """Perplexity (None of an empty answer) and verdict of the short answer to each question."""
-    asked = [Request(q.key, short.chat_prompt(q.question), MAX_TOKENS, logprobs=True) for q in questions]
-    done = {c.key: c for c in short.generate(asked)}
-    return [perplexity(done[q.key]) for q in questions], [to_record(done[q.key], q).correct for q in questions]
-
-
 def row(name: str, records: Sequence[Record], mixed: Sequence[Sequence[Record]]) -> str:
     """One line of the table; `mixed` are the two that a coin could choose between."""
     found = measure(by_question(records))
@@ -78,16 +61,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         with open_parent(folder, "long") as long, open_parent(folder, "short") as short:
-            states = partial(last_hidden_states, long)
-            perplexities, correct = short_answers(short, calibration)
-            labels: list[Mode] = ["short" if right else "long" for right in correct]
-            probe = fit_probe(states([long.chat_prompt(q.question) for q in calibration]), labels)
-            gate = fit_gate(perplexities, correct)
+            rules = learn(long, short, calibration, MAX_TOKENS)
+            probe, gate = rules.probe, rules.gate
             engines: dict[str, Engine] = {
                 "Long": long,
                 "Short": short,
-                "Self-Route": RoutedEngine(Way(long), Way(short), probe, states),
-                "CAR": CarEngine(Way(short), Way(long), gate),
+                "Self-Route": self_route(long, short, rules),
+                "CAR": car(long, short, rules),
             }
             records = {
                 name: answer_questions(engine, held_out, folder / f"{name}.jsonl", MAX_TOKENS)

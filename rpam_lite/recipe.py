@@ -340,8 +340,8 @@ class Recipe(_Section):
 
     @model_validator(mode="after")
     def _prices_are_read(self) -> Recipe:
-        if self.dial.prices and self.fit.preset == "release":
-            raise ValueError("`dial.prices` does nothing under `fit.preset: release`; take one of them out")
+        if self.dial.prices and self.fit.preset in ("adamerging", "release"):
+            raise ValueError(f"`dial.prices` is not read under `fit.preset: {self.fit.preset}`; take one of them out")
         return self
 
 

@@ -41,10 +41,13 @@ def test_a_policy_closes_the_whole_way_and_the_middle_of_the_curve_nothing(tmp_p
         "half": ("curve", answers([not long or level == 2 for long, level in zip(half, LEVELS, strict=True)], half)),
         "Long": ("curve", answers(easy + hard, easy + hard)),
         "adaptive": ("method", answers(easy + hard, never + hard)),
+        "CAR": ("routing", answers(easy + hard, half)),
     }
     models["Long"][1][0] = replace(models["Long"][1][0], think_block="open")
     found = measured_rows(models, 8)
-    assert {r["name"]: r["unclosed"] for r in found["rows"]} == {"Short": 0, "half": 0, "Long": 0.05, "adaptive": 0}
+    unclosed = {r["name"]: r["unclosed"] for r in found["rows"]}
+    assert unclosed == {"Short": 0, "half": 0, "Long": 0.05, "adaptive": 0, "CAR": 0}
+    assert {r["name"] for r in found["rows"] if "gain" in r} == {"adaptive", "CAR"}
     row = next(r for r in found["rows"] if r["name"] == "adaptive")
     assert row["policy_accuracy"] == pytest.approx(1.0)
     assert row["closed"] == pytest.approx(1.0)

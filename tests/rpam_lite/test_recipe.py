@@ -55,3 +55,10 @@ def test_the_shipped_recipe_is_found_by_name() -> None:
     assert isinstance(load_recipe(Path("tiny")), Recipe)
     with pytest.raises(RpamError, match="no such recipe file"):
         load_recipe(Path("tinny"))
+
+
+@pytest.mark.parametrize("preset", ["adamerging", "release"])
+def test_prices_are_refused_where_no_label_is_weighed(tmp_path: Path, preset: str) -> None:
+    file = write(tmp_path, fit={"preset": preset}, dial={"prices": [0, 100]})
+    with pytest.raises(RpamError, match=rf"`dial\.prices` is not read under `fit\.preset: {preset}`"):
+        load_recipe(file)
