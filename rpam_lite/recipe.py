@@ -1,7 +1,8 @@
 """The schema of a recipe: everything a user can set, with its default, in one place.
 
 Unknown keys are refused, and all mistakes of a file are reported at once. Paths in a recipe are
-relative to the recipe's own folder. After a change here: `python -m rpam_lite.schemas docs`.
+relative to the recipe's own folder. Questions are a file, or data sets by name, of which the pipeline
+draws (pipeline/questions.py). After a change here: `python -m rpam_lite.schemas docs`.
 """
 
 from __future__ import annotations
@@ -36,6 +37,50 @@ Accelerator = Literal["auto", "cpu", "cuda", "mps"]
 OURS = "rpam"  # the merge method that fits coefficients
 
 
+# A data set by its name to the number of questions drawn of it; None takes all.
+QuestionSets = dict[str, int | None]
+
+
+def _questions(value: object) -> object:
+    """A file; or sets as `gsm8k:train` or {gsm8k:train: 300, math:train: all}, by the names of the catalogue."""
+    from quant.tasks.benchmarks import BENCHMARKS, benchmark_named
+
+    if isinstance(value, str):
+        if Path(value).suffix or benchmark_named(value.partition("@")[0]) is None:
+            return value
+        value = {value: None}
+    if not isinstance(value, dict) or not value:
+        return value
+    sets: dict[str, object] = {}
+    for name, size in value.items():
+        benchmark = benchmark_named(str(name).partition("@")[0])
+        if benchmark is None:
+            raise ValueError(f"there is no data set {name!r}; known are {', '.join(BENCHMARKS)}")
+        if size in ("all", None):
+            size = None
+        elif not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise ValueError(f"{name} takes a number of questions, or `all`")
+        sets[f"{benchmark.name}{''.join(str(name).partition('@')[1:])}"] = size
+    return sets
+
+
+Questions = Annotated[Path | QuestionSets, BeforeValidator(_questions)]
+
+
+def _graders(questions: Path | QuestionSets) -> dict[str, str]:
+    """The grader of each data set among them."""
+    from quant.tasks.benchmarks import BENCHMARKS
+
+    names = questions if isinstance(questions, dict) else {}
+    return {name: BENCHMARKS[name.partition("@")[0]].grader for name in names}
+
+
+def _file_of(questions: Path | QuestionSets, key: str) -> Path:
+    if isinstance(questions, Path):
+        return questions
+    raise RpamError(f"`{key}`: nothing has been drawn of {', '.join(questions)} yet; the `rpam` commands do that.")
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
@@ -61,7 +106,7 @@ class Urls(_Section):
 class Label(_Section):
     """Pattern labels: sample both parents on `questions`, grade, and apply the rule."""
 
-    questions: Path
+    questions: Questions
     rule: Literal["strict", "release", "ada-r1", "cost"] = Field(
         "strict", description="from both parents' samples to a label; another one samples nothing again"
     )
@@ -97,7 +142,14 @@ class Label(_Section):
                 raise ValueError(f"`{key}` is read under `{needs}` alone; set that, or take `{key}` out")
         if self.engine == "http" and self.urls is None:
             raise ValueError("`engine: http` needs `urls: {long: http://..., short: http://...}`")
+        if others := [name for name, grader in _graders(self.questions).items() if grader != "math"]:
+            raise ValueError(f"{', '.join(others)}: only answers in a box can be labelled; take sets of mathematics")
         return self
+
+    @property
+    def file(self) -> Path:
+        """The questions as a file, of data sets once they are drawn."""
+        return _file_of(self.questions, "label.questions")
 
 
 def _bytes(value: object) -> object:
@@ -135,6 +187,9 @@ class Capture(_Section):
     questions_per_class: Positive = 64
     positions: tuple[Literal["prompt", "last_prompt_token", "response"], ...] = Field(
         ("prompt", "response"), min_length=1
+    )
+    answer_tokens: Positive | None = Field(
+        None, description="cut every answer after so many tokens, which capture and fit then read; all without it"
     )
     response_tokens: Positive | None = Field(None, description="keep the first R response tokens; all without it")
     response_stride: Positive = Field(1, description="of the response, keep every n-th token")
@@ -265,6 +320,9 @@ class Merge(_Section):
     shard_size: Size = Field(5 * 10**9, description="most bytes of weights a file")
     accelerator: Accelerator = Field("cpu", description="where merge and verification compute")
     donor: ParentName = Field("long", description="parent whose config, tokenizer and template are kept")
+    think_prefill: Literal["keep", "drop"] = Field(
+        "keep", description="a donor's template that opens the think block in the prompt: keep that, or drop it"
+    )
 
 
 class Export(_Section):
@@ -305,7 +363,7 @@ class Fields(_Section):
 class Eval(_Section):
     """Measurement in llama.cpp on held-out questions, greedy."""
 
-    questions: Path
+    questions: Questions
     fields: Fields = Field(Fields(), description="names of its fields")
     grader: str = Field("math", description="math, exact, choice, regex, or package.module:function")
     pattern: str = Field("", description="of `grader: regex`: its first group is the answer")
@@ -314,6 +372,21 @@ class Eval(_Section):
     parallel: Positive = 16
     scalar_curve: tuple[Share, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     long_think_tokens: Positive = Field(32, description="an answer with this many think tokens is a long one")
+
+    @model_validator(mode="after")
+    def _sets_bring_their_own(self) -> Eval:
+        graders = _graders(self.questions)
+        if graders and (told := sorted(self.model_fields_set & {"fields", "instruction"})):
+            raise ValueError(f"{', '.join(told)}: data sets bring their own; take it out, or name a file")
+        for name, grader in graders.items():
+            if grader != self.grader:
+                raise ValueError(f"{name} is graded by `{grader}`; set `grader: {grader}`, and take other sets out")
+        return self
+
+    @property
+    def file(self) -> Path:
+        """The questions as a file, of data sets once they are drawn."""
+        return _file_of(self.questions, "eval.questions")
 
 
 class Recipe(_Section):
@@ -448,7 +521,11 @@ def _with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
                 short=local_or_hub(folder, parents.short),
                 base=local_or_hub(folder, parents.base) if parents.base else None,
             ),
-            "label": recipe.label.model_copy(update={"questions": folder / recipe.label.questions}),
-            "eval": recipe.eval.model_copy(update={"questions": folder / recipe.eval.questions}),
+            "label": recipe.label.model_copy(update={"questions": _absolute(recipe.label.questions, folder)}),
+            "eval": recipe.eval.model_copy(update={"questions": _absolute(recipe.eval.questions, folder)}),
         }
     )
+
+
+def _absolute(questions: Path | QuestionSets, folder: Path) -> Path | QuestionSets:
+    return folder / questions if isinstance(questions, Path) else questions

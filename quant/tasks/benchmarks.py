@@ -7,10 +7,12 @@ neither is anything else: all are downloaded when they are used.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from quant.tasks.extract import last_boxed
 from quant.tasks.questions import Question
 from rpam_lite.errors import RpamError
 
@@ -31,6 +33,13 @@ def _text(value: Any) -> str:
 def _after_hashes(value: Any) -> str:
     """GSM8K: a worked solution, its last line `#### 1,234`."""
     return _text(value).rpartition("####")[2].replace(",", "").strip()
+
+
+def _in_last_box(value: Any) -> str:
+    """MATH: a worked solution with the answer in its last box, now and then written `\\fbox{..}` or `\\boxed 2`."""
+    text = _text(value).replace("\\fbox{", "\\boxed{")
+    bare = re.findall(r"\\boxed\s+(\w)", text)
+    return (last_boxed(text) or (bare[-1] if bare else "")).strip()
 
 
 def _joined(value: Any) -> str:
@@ -58,6 +67,7 @@ class Benchmark:
         wrong: Columns of the wrong choices.
         gold: Makes the gold answer of what stands in its column.
         size: Number of questions.
+        gaps: Whether some rows tell no gold answer in a form that is known; they are left out.
     """
 
     name: str
@@ -74,6 +84,7 @@ class Benchmark:
     tolerance: str = ""
     wrong: tuple[str, ...] = ()
     gold: Callable[[Any], str] = _text
+    gaps: bool = False
 
     @property
     def grader(self) -> str:
@@ -82,13 +93,27 @@ class Benchmark:
     @property
     def file(self) -> str:
         """Name of a local copy with the same columns, as JSON lines."""
-        return f"{self.name}_{self.split}.jsonl"
+        return f"{self.name.removesuffix(f'-{self.split}')}_{self.split}.jsonl"
 
+
+_GSM8K = Benchmark("gsm8k", "openai/gsm8k", "test", "MIT", 1319, config="main", question="question", gold=_after_hashes)
+# All 12,500 problems in the split of their authors; the questions of math500 are among its test ones.
+_MATH = Benchmark(
+    "math",
+    "DigitalLearningGmbH/MATH-lighteval",
+    "test",
+    "MIT",
+    5000,
+    answer="solution",
+    level="level",
+    gold=_in_last_box,
+    gaps=True,
+)
 
 BENCHMARKS = {
     benchmark.name: benchmark
     for benchmark in (
-        Benchmark("gsm8k", "openai/gsm8k", "test", "MIT", 1319, config="main", question="question", gold=_after_hashes),
+        _GSM8K,
         Benchmark(
             "math500",
             "HuggingFaceH4/MATH-500",
@@ -128,20 +153,38 @@ BENCHMARKS = {
             key="Record ID",
             wrong=("Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3"),
         ),
+        _MATH,
+        # To calibrate on.
+        replace(_GSM8K, name="gsm8k-train", split="train", size=7473),
+        replace(_MATH, name="math-train", split="train", size=7500),
     )
 }
-# As people write them; spaces, hyphens, underscores and case do not count.
-ALIASES = {"gpqadiamond": "gpqa", "minervamath": "minerva", "aime2024": "aime24", "aime2025": "aime25"}
+# As people write them; spaces, hyphens, underscores, colons and case do not count.
+ALIASES = {
+    "gpqadiamond": "gpqa",
+    "minervamath": "minerva",
+    "aime2024": "aime24",
+    "aime2025": "aime25",
+    "gsm8ktrain": "gsm8k-train",
+    "gsm8ktest": "gsm8k",
+    "mathtrain": "math-train",
+    "mathtest": "math",
+}
 
 
 def benchmark_named(name: str) -> Benchmark | None:
-    """The benchmark of a name as a person writes it, as MATH-500; None if there is none."""
+    """The benchmark of a name as a person writes it, as MATH-500 or gsm8k:train; None if there is none."""
     plain = "".join(letter for letter in name.casefold() if letter.isalnum())
     return BENCHMARKS.get(ALIASES.get(plain, plain))
 
 
-def to_question(benchmark: Benchmark, row: Mapping[str, Any], number: int) -> Question:
-    """Make a question of a row; `number` counts from 1.
+def without_instruction(question: str) -> str:
+    """The question itself, where one of our instructions stands behind it."""
+    return question.removesuffix(f"\n{MATH_INSTRUCTION}").removesuffix(f"\n{CHOICE_INSTRUCTION}")
+
+
+def to_question(benchmark: Benchmark, row: Mapping[str, Any], number: int) -> Question | None:
+    """Make a question of a row; `number` counts from 1. None where one of `gaps` tells no gold answer.
 
     Raises:
         RpamError: A column is missing or empty: the data set has changed.
@@ -155,6 +198,8 @@ def to_question(benchmark: Benchmark, row: Mapping[str, Any], number: int) -> Qu
                 f"name an older revision, as in {benchmark.name}@REVISION."
             )
     gold = benchmark.gold(row[benchmark.answer])
+    if not gold and benchmark.gaps:
+        return None
     if not gold:
         raise RpamError(f"{place}: has no gold answer; name an older revision, as in {benchmark.name}@REVISION.")
     # A slash parts the key of a question from the number of a sample.
@@ -173,9 +218,15 @@ def to_question(benchmark: Benchmark, row: Mapping[str, Any], number: int) -> Qu
         key,
         f"{question}\n{instruction}",
         gold,
-        int(row[benchmark.level]) if benchmark.level else 0,
+        _level(row[benchmark.level]) if benchmark.level else 0,
         _tolerance(row[benchmark.tolerance]) if benchmark.tolerance else 0.0,
     )
+
+
+def _level(value: Any) -> int:
+    """3, or "Level 3"; 0 where it is "Level ?"."""
+    digits = re.search(r"\d+", _text(value))
+    return int(digits[0]) if digits else 0
 
 
 def _tolerance(value: Any) -> float:

@@ -2,6 +2,8 @@
 
     load_tasks(["gsm8k", "MATH-500", "gpqa@633f5ee", "my.csv", TaskFile(Path("my.jsonl"), answer="solution")])
 
+`gsm8k:train` and `math:train` are there to calibrate on.
+
 A benchmark is downloaded once, by `datasets`, into its own cache. A folder with copies, as JSON lines with
 the columns of the hub (`gsm8k_test.jsonl`, `math500_test.jsonl`, `aime24_train.jsonl`, ...), is looked into
 first if `data` or the environment variable RPAM_DATA names one; what it lacks comes from the hub.
@@ -11,13 +13,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from quant.tasks.benchmarks import BENCHMARKS, Benchmark, benchmark_named, to_question
 from quant.tasks.questions import TaskFile, read_rows, read_task_file
 from quant.tasks.task import Task
+from rpam_lite.checkpoint.hub import answers
 from rpam_lite.errors import RpamError
 
 __all__ = ["Task", "TaskFile", "load_tasks"]
@@ -79,7 +83,8 @@ def _from_benchmark(benchmark: Benchmark, revision: str, data: Path | None) -> T
     else:
         rows, revision = _download(benchmark, revision)
         source = "/".join(filter(None, [f"{benchmark.hub}@{revision}", benchmark.config, benchmark.split]))
-    questions = [to_question(benchmark, row, number) for number, row in enumerate(rows, 1)]
+    made = [to_question(benchmark, row, number) for number, row in enumerate(rows, 1)]
+    questions = [question for question in made if question is not None]
     if not questions:
         raise RpamError(f"{source}: holds no question; delete it, or name another revision.")
     return Task(benchmark.name, questions, benchmark.grader, source=source, licence=benchmark.licence)
@@ -96,7 +101,10 @@ def _download(benchmark: Benchmark, revision: str) -> tuple[Iterable[Mapping[str
             code="E19",
         ) from None
     try:
-        rows = load_dataset(benchmark.hub, benchmark.config or None, split=benchmark.split, revision=revision or None)
+        with _cache_alone_if_offline(benchmark.hub):
+            rows = load_dataset(
+                benchmark.hub, benchmark.config or None, split=benchmark.split, revision=revision or None
+            )
     except Exception as error:  # of datasets, huggingface_hub and httpx, which have no base in common
         raise _explained(benchmark, revision, error) from error
     for url in getattr(getattr(rows, "info", None), "download_checksums", None) or ():
@@ -104,6 +112,19 @@ def _download(benchmark: Benchmark, revision: str) -> tuple[Iterable[Mapping[str
         if commit:
             return rows, commit[1]
     return rows, revision or "main"
+
+
+@contextmanager
+def _cache_alone_if_offline(hub: str) -> Iterator[None]:
+    """Where the hub can't be reached, `datasets` is told so: it would try again and again for half a minute."""
+    from datasets import config
+
+    before = config.HF_HUB_OFFLINE
+    config.HF_HUB_OFFLINE = before or not answers(hub)
+    try:
+        yield
+    finally:
+        config.HF_HUB_OFFLINE = before
 
 
 def _explained(benchmark: Benchmark, revision: str, error: Exception) -> RpamError:

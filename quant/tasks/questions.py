@@ -1,4 +1,7 @@
-"""A user's questions: JSON lines or CSV with `question`, `answer` and, optionally, `level`."""
+"""A user's questions: JSON lines or CSV with `question`, `answer` and, optionally, `level`.
+
+JSON lines may have a `tolerance` as well: the absolute error up to which a number is right.
+"""
 
 from __future__ import annotations
 
@@ -144,5 +147,8 @@ def _to_question(row: Mapping[str, Any], file: TaskFile, place: str, key: str) -
     if not is_gradable(answer, file.grader):
         give = "one letter from A to J" if file.grader == "choice" else "a number or an expression"
         raise RpamError(f"{place}: the answer {row[file.answer]!r} can't be graded; give {give}.")
+    tolerance = 0.0 if file.path.suffix == ".csv" else row.get("tolerance", 0.0)
+    if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or tolerance < 0:
+        raise RpamError(f"{place}: `tolerance` is {tolerance!r}; it must be a number, 0 or more.")
     question = f"{row[file.question]}\n{file.instruction}" if file.instruction else row[file.question]
-    return Question(key, question, answer, level)
+    return Question(key, question, answer, level, tolerance)

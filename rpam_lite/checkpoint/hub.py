@@ -134,6 +134,20 @@ def in_cache(hub_id: str) -> Path | None:
         return None
 
 
+def answers(data_set: str) -> bool:
+    """Whether the hub answers at all, were it that it has no such data set."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        HfApi().dataset_info(data_set, timeout=10)
+    except HfHubHTTPError:
+        return True
+    except (*_unreachable(), OSError):  # type: ignore[misc]
+        return False
+    return True
+
+
 def _wanted(hub_id: str) -> dict[str, Any]:
     """Which files make up a checkpoint."""
     name, revision = _split(hub_id)

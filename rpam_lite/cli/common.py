@@ -44,7 +44,7 @@ def with_run(recipe_path: Path, runs: Path, action: Callable[[Run], None]) -> No
     folder = folder_of(recipe_path, runs, recipe)
     with locked(folder / ".lock", str(folder)), logged(folder) as log, progress_bars(log) as bars:
         keep_recipe(recipe, folder)
-        action(Run(downloaded(recipe, runs, bars.say), folder, bars, bars.say))
+        action(Run(downloaded(recipe, folder, bars.say), folder, bars, bars.say))
 
 
 def print_json(value: Any) -> None:

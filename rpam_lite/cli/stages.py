@@ -41,8 +41,12 @@ def run_command(
 def plan_command(
     recipe: Annotated[Path | None, typer.Argument(metavar="[RECIPE]", help="recipe file or name")] = None,
     shape: Annotated[str | None, typer.Option(help="a well-known model instead, such as qwen2.5-7b")] = None,
-    questions: Annotated[int, typer.Option(min=1, help="questions in the calibration set")] = 128,
-    tokens: Annotated[int, typer.Option(min=2, help="prompt and response of each")] = 256,
+    questions: Annotated[
+        int | None, typer.Option(min=1, help="in the calibration set; without it the recipe's, or 128")
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option(min=2, help="prompt and response of each; without it by the recipe, or 256")
+    ] = None,
     host: Annotated[str | None, typer.Option(help="host memory, such as 32GiB; what is free without it")] = None,
 ) -> None:
     """Say how capture and fit would work on cards of 8, 12, 16 and 24 GB, from configs alone.

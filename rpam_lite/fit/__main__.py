@@ -35,7 +35,8 @@ def fit(
     recipe: Path, runs: Annotated[Path, typer.Option(help="folder that holds the run folders")] = Path("runs")
 ) -> None:
     """Run the fit stage of RECIPE in all processes that torchrun started."""
-    loaded = downloaded(load_recipe(recipe), runs, print)
+    named = load_recipe(recipe)
+    loaded = downloaded(named, runs / named.name, print)
     first = os.environ.get("RANK", "0") == "0"
     run = Run(loaded, runs / loaded.name, Quiet(), print if first else lambda text: None)
     if first:

@@ -39,10 +39,10 @@ def unseen_questions(run: Run) -> list[Question]:
     keys = set(unseen_keys(run))
     if not keys:
         raise RpamError(
-            f"{run.recipe.label.questions}: holds fewer than three questions a level, so that `dial.prices` can set "
+            f"{run.recipe.label.file}: holds fewer than three questions a level, so that `dial.prices` can set "
             "none aside to choose on; add questions, or raise `dial.questions`."
         )
-    return [q for q in load_questions(run.recipe.label.questions) if q.key in keys]
+    return [q for q in load_questions(run.recipe.label.file) if q.key in keys]
 
 
 def choose_member(run: Run, members: Mapping[float, Coefficients]) -> float:

@@ -140,5 +140,5 @@ def _noticed(recipe: Recipe, configs: dict[str, dict[str, Any] | None]) -> Itera
     if len(templates) == 2 and "<think>" in templates["short"] and "<think>" not in templates["long"]:
         yield "the Short model's chat template names <think> and the Long one's does not: are they the wrong way round?"
     for what, path in (("label.questions", recipe.label.questions), ("eval.questions", recipe.eval.questions)):
-        if not path.exists():
+        if isinstance(path, Path) and not path.exists():
             yield f"{path}: `{what}` is not there yet; JSON lines with `question`, `answer` and, if known, `level`."

@@ -10,6 +10,7 @@ import yaml
 from rpam_lite.checkpoint.files import RUN_RECIPE, is_run_folder, locked, write_text
 from rpam_lite.errors import RpamError
 from rpam_lite.pipeline.parents import cached
+from rpam_lite.pipeline.questions import FOLDER, with_kept
 from rpam_lite.pipeline.stage import Run
 from rpam_lite.recipe import Recipe, load_recipe
 
@@ -39,7 +40,8 @@ def opened(given: Path, runs: Path) -> Run:
         RpamError: As `load_recipe`; or `given` is a folder without a recipe.
     """
     recipe = load_recipe(given)
-    return Run(cached(recipe), folder_of(given, runs, recipe), _Silent(), lambda text: None)
+    folder = folder_of(given, runs, recipe)
+    return Run(with_kept(cached(recipe), folder / FOLDER), folder, _Silent(), lambda text: None)
 
 
 def again(command: str, given: Path, runs: Path) -> str:

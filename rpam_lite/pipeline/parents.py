@@ -1,15 +1,17 @@
-"""Parents that a recipe names by their id on the hub, brought to this machine."""
+"""What a recipe names by its id on the hub, parents and data sets, brought to this machine."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from rpam_lite.checkpoint.hub import fetch, fetch_headers, in_cache, is_hub_id, missing_bytes
 from rpam_lite.errors import RpamError
+from rpam_lite.pipeline.questions import FOLDER, with_questions
 from rpam_lite.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -34,15 +36,18 @@ def with_headers(recipe: Recipe, folder: Path) -> Recipe:
     return _replaced(recipe, {name: fetch_headers(hub_id, folder) for name, hub_id in on_hub(recipe).items()})
 
 
-def downloaded(recipe: Recipe, runs: Path, say: Callable[[str], None]) -> Recipe:
-    """The recipe with its hub parents in the hub's cache; first they are checked without their weights.
+def downloaded(recipe: Recipe, run_folder: Path, say: Callable[[str], None]) -> Recipe:
+    """The recipe with its hub parents in the hub's cache, and its data sets as files of the run folder.
+
+    The parents are checked first, without their weights.
 
     Raises:
-        RpamError: As `fetch`; or the check found an error, and nothing was downloaded.
+        RpamError: As `fetch` and `with_questions`; or the check found an error, and no weights were downloaded.
     """
+    recipe = with_questions(recipe, run_folder / FOLDER, run_folder / FOLDER, say)
     missing = {name: missing_bytes(hub_id) for name, hub_id in on_hub(recipe).items()}
     if any(missing.values()):
-        errors = [f for f in findings_of(recipe, runs / recipe.name) if f.level == "ERROR"]
+        errors = [f for f in findings_of(recipe, run_folder) if f.level == "ERROR"]
         for finding in errors:
             say(str(finding))
         if errors:
@@ -58,14 +63,25 @@ def cached(recipe: Recipe) -> Recipe:
 
 
 def findings_of(recipe: Recipe, run_folder: Path) -> list[Finding]:
-    """Preflight's findings, of hub parents on their headers and small files."""
-    from rpam_lite.preflight import check
+    """Preflight's findings, of hub parents on their headers and small files.
 
-    if not on_hub(recipe):
-        return check(recipe, run_folder)
+    What can't be had, of parents and data sets, is told all at once, and then nothing else.
+    """
+    from rpam_lite.preflight import check
+    from rpam_lite.preflight.findings import attempt
+
+    missing: list[Finding] = []
     with TemporaryDirectory() as folder:
         place = Path(folder).resolve()
-        findings = check(with_headers(recipe, place), run_folder)
+        parents = {
+            name: attempt(missing, "hub", partial(fetch_headers, hub_id, place))
+            for name, hub_id in on_hub(recipe).items()
+        }
+        draw = partial(with_questions, recipe, run_folder / FOLDER, place / FOLDER, lambda text: None)
+        ready = attempt(missing, "questions", draw)
+        if missing or ready is None:
+            return missing
+        findings = check(_replaced(ready, {n: p for n, p in parents.items() if p is not None}), run_folder)
         return [f.without(f"{place}{os.sep}") for f in findings]
 
 

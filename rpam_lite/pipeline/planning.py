@@ -4,59 +4,70 @@ from __future__ import annotations
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from rich.table import Table
 
 from rpam_lite.checkpoint.files import size_text
 from rpam_lite.errors import RpamError
-from rpam_lite.pipeline.parents import with_headers
+from rpam_lite.pipeline.parents import on_hub, with_headers
 from rpam_lite.platform import free_memory, resident_memory
 from rpam_lite.recipe import Recipe
-from rpam_lite.streaming.plan import Budget, Plan, choose, model_size
+from rpam_lite.streaming.plan import Budget, ModelSize, Plan, WorkSize, choose, model_size
 from rpam_lite.streaming.plan_table import UNLIMITED, plan_table
-from rpam_lite.streaming.shapes import config_of_shape
+from rpam_lite.streaming.shapes import config_of_shape, shape_of_hub_id
 from rpam_lite.streaming.skeleton import Skeleton, load_config
 from rpam_lite.streaming.work import estimated_work
 
 CARDS = (8, 12, 16, 24)
 # What a card's own display, driver and torch's context take away from it.
 _USABLE = 0.9
+# Of a gradient: forward, forward again when its layer is due, and back to inputs and to weights.
+_OPERATIONS = 8  # a parameter and token
+# The first two are assumed, for no card has been measured; the third is what docs/measurements.md gives.
+_CARD_FLOPS, _CARD_BYTES, _CPU_FLOPS = 20e12, 12e9, 0.08e12  # a second; the last of one thread
+_RATES = (
+    "a step: arithmetic, 8 operations a parameter and token at 20 TFLOPS and 12 GB/s of a card (assumed), "
+    "or 0.08 TFLOPS a CPU thread (measured on a Xeon); a fit takes some 10 to 30 steps, labelling comes before it"
+)
 
 
 def plan_cards(
-    recipe: Recipe | None, shape: str | None, questions: int, tokens: int, host: int | None
+    recipe: Recipe | None, shape: str | None, questions: int | None, tokens: int | None, host: int | None
 ) -> tuple[Table, str]:
     """The best way of working on cards of 8, 12, 16 and 24 GB, and that on the CPU.
 
     Args:
         recipe: Its `parents.short` gives the config, its `memory` the budget and codec.
         shape: Name of a well-known model instead of a checkpoint.
-        questions: Questions in the calibration set.
-        tokens: Prompt and response of each; half of them are taken for the response.
+        questions: Questions in the calibration set; what the recipe asks for, or 128, without it.
+        tokens: Prompt and response of each; half of them are taken for the response. Twice the recipe's
+            `capture.answer_tokens`, or 256, without it.
         host: Host memory in bytes; what is free without it.
 
     Returns:
         The table of cards, and the plan in full for the smallest card that works.
 
     Raises:
-        RpamError: Neither recipe nor shape, or not even the largest card works.
+        RpamError: Neither recipe nor shape; or the parents can't be read, and their shape is not known.
     """
     if shape is not None:
         config, title = config_of_shape(shape), shape
     elif recipe is not None:
-        with TemporaryDirectory() as place:
-            folder = _config_folder(with_headers(recipe, Path(place)))
-            config, title = load_config(folder), str(folder).removeprefix(f"{place}/")
+        config, title = _config_of(recipe)
     else:
         raise RpamError("`rpam plan` needs a recipe, or --shape with the name of a well-known model.")
     memory = recipe.memory if recipe else None
+    cut = recipe.capture.answer_tokens if recipe else None
+    questions = questions or (2 * recipe.capture.questions_per_class if recipe else 128)
+    tokens = tokens or (2 * cut if cut else 256)
     work = estimated_work(recipe, questions, tokens)
     model = model_size(Skeleton(config))
     codec = None if memory is None or memory.codec == "auto" else memory.codec
     host_bytes = host or (memory.host if memory else None) or resident_memory() + free_memory()
     disk = (memory.disk if memory else None) or UNLIMITED
     table = Table(title=f"{title}: {questions} questions of {tokens} tokens, host {size_text(host_bytes)}")
-    for column in ("card", "layers", "hidden states", "device peak", "host peak", "disk", "moved a step"):
+    for column in ("card", "layers", "hidden states", "device peak", "host peak", "disk", "moved a step", "a step"):
         table.add_column(column, justify="left" if column in ("card", "layers", "hidden states") else "right")
     full = ""
     for name, device in [*((f"{gb} GB", int(_USABLE * gb * 10**9)) for gb in CARDS), ("CPU", None)]:
@@ -66,9 +77,38 @@ def plan_cards(
         except RpamError as error:
             table.add_row(name, str(error).split(": ", 1)[-1].split(". Raise")[0])
             continue
-        table.add_row(name, *_cells(plan))
+        seconds = _step_seconds(model, work, plan, device is not None, recipe.threads if recipe else 2)
+        table.add_row(name, *_cells(plan), seconds)
         full = full or plan_table(plan, budget)
-    return table, full
+    return table, f"{_RATES}\n{full}"
+
+
+def _step_seconds(model: ModelSize, work: WorkSize, plan: Plan, on_card: bool, threads: int) -> str:
+    """How long one gradient on the whole calibration set takes, about."""
+    head = model.vocabulary * model.hidden * work.targets
+    operations = _OPERATIONS * (model.layers * model.layer_values * work.tokens + head)
+    on_cpu = operations / (threads * _CPU_FLOPS)
+    seconds = max(operations / _CARD_FLOPS, plan.moved / _CARD_BYTES) if on_card else on_cpu
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 100
+        else f"{seconds / 60:.0f} min"
+        if seconds < 6000
+        else f"{seconds / 3600:.0f} h"
+    )
+
+
+def _config_of(recipe: Recipe) -> tuple[Any, str]:
+    """The pair's config and what tells where it is from: the parents, or the shape that is known of a hub id."""
+    try:
+        with TemporaryDirectory() as place:
+            folder = _config_folder(with_headers(recipe, Path(place)))
+            return load_config(folder), str(folder).removeprefix(f"{place}/")
+    except RpamError:
+        hub_id = on_hub(recipe).get("short", "")
+        if (known := shape_of_hub_id(hub_id)) is None:
+            raise
+        return config_of_shape(known), f"{hub_id}, not read: taken to be {known}"
 
 
 def _config_folder(recipe: Recipe) -> Path:

@@ -75,9 +75,14 @@ class Run:
     def pair(self) -> Pair:
         """Both parents in the vocabulary that the merge keeps."""
         from rpam_lite.checkpoint.pair import open_pair
+        from rpam_lite.checkpoint.prefill import with_neutral_template
 
-        parents = self.recipe.parents
-        return open_pair(parents.long, parents.short, parents.base, self.recipe.merge.donor)
+        parents, merge = self.recipe.parents, self.recipe.merge
+        pair = open_pair(parents.long, parents.short, parents.base, merge.donor)
+        if merge.think_prefill == "keep":
+            return pair
+        copies = self.folder / f"donor-{identity(pair.donor.folder)[:12]}"
+        return pair._replace(donor=with_neutral_template(pair.donor, copies))
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ def run_label(run: Run) -> None:
     from rpam_lite.pipeline.labelling import check_engine, draw_samples
 
     recipe, settings = run.recipe, run.recipe.label
-    questions = load_questions(settings.questions)
+    questions = load_questions(settings.file)
     check_engine(run)
     long, short, donor = run.pair()
     for name, source in (("long", long), ("short", short)):

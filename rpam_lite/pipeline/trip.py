@@ -38,7 +38,7 @@ def _fits(recipe: Recipe) -> bool:
 
 
 def _everything(recipe: Recipe) -> list[Path]:
-    return [*_merged_folders(recipe), recipe.label.questions, recipe.eval.questions]
+    return [*_merged_folders(recipe), recipe.label.file, recipe.eval.file]
 
 
 def _measured(recipe: Recipe) -> list[Any]:
@@ -71,12 +71,13 @@ _ORDER = (
             "seed": r.seed,
             "engine_threads": r.engine_threads,
             "merge.donor": r.merge.donor,
+            "merge.think_prefill": r.merge.think_prefill,
             "export.type": r.export.type,
             "version of the grader": GRADER_VERSION,
             "version of the labels": PATTERN_VERSION,
             "label": r.label.model_dump(exclude={"questions"}),
         },
-        lambda r: [*parent_folders(r), r.label.questions],
+        lambda r: [*parent_folders(r), r.label.file],
         stages.run_label,
     ),
     Stage(
@@ -135,7 +136,7 @@ _ORDER = (
         "export",
         ("merge",),
         lambda r: {"name": r.name, "export": r.export.model_dump()},
-        lambda r: [r.label.questions],
+        lambda r: [r.label.file],
         stages.run_export,
     ),
     Stage(
@@ -183,7 +184,7 @@ _ORDER = (
             "prices of the dial": r.dial.prices,
             "eval": r.eval.model_dump(exclude={"questions"}),
         },
-        lambda r: [*parent_folders(r), r.eval.questions],
+        lambda r: [*parent_folders(r), r.eval.file],
         run_eval,
         keeps_files=True,
     ),

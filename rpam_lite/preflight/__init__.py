@@ -97,7 +97,11 @@ def _check_pair(recipe: Recipe, sources: dict[str, ParentSource], configs: dict[
         if name != "base":
             findings += compare_generation(giver.folder, sources[name].folder, where, donor)
             findings += compare_templates(giver.folder, sources[name].folder, where, donor)
-    return [*findings, *check_template(giver.folder)]
+    other = sources.get("short" if donor == "long" else "long")
+    return [
+        *findings,
+        *check_template(giver.folder, other.folder if other else None, recipe.merge.think_prefill),
+    ]
 
 
 def _check_exportable(source: ParentSource) -> list[Finding]:

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from quant.tasks.benchmarks import without_instruction
 from quant.tasks.questions import Question
 
 SHINGLE = 3  # words
@@ -62,8 +63,8 @@ def overlaps(calibration: Sequence[Question], measured: Sequence[Question]) -> l
 
 
 def _words(text: str) -> list[str]:
-    """Words in lower case, numbers without thousands separators, and signs; punctuation left out."""
-    text = _THOUSANDS.sub("", text)
+    """Words in lower case, numbers without thousands separators, signs; not punctuation, nor an instruction of ours."""
+    text = _THOUSANDS.sub("", without_instruction(text))
     return [word for word in _WORD.findall(text.lower()) if word not in _PUNCTUATION]
 
 

@@ -16,13 +16,13 @@ def eval_file(recipe: Recipe) -> TaskFile:
     """The evaluation questions with the recipe's names of their fields and its grader."""
     told = recipe.eval
     names = told.fields.question, told.fields.answer, told.fields.level
-    return TaskFile(told.questions, *names, told.grader, told.pattern, told.instruction)
+    return TaskFile(told.file, *names, told.grader, told.pattern, told.instruction)
 
 
 def check_questions(recipe: Recipe) -> Iterator[Finding]:
     """Whether both files can be read and share nothing, word for word or nearly."""
     findings: list[Finding] = []
-    calibration = attempt(findings, "questions", partial(load_questions, recipe.label.questions))
+    calibration = attempt(findings, "questions", partial(load_questions, recipe.label.file))
     evaluation = attempt(findings, "questions", partial(read_task_file, eval_file(recipe)))
     attempt(findings, "questions", partial(check_grader, recipe.eval.grader, recipe.eval.pattern))
     yield from findings
@@ -40,7 +40,7 @@ def _finding(recipe: Recipe, found: list[Overlap], what: str) -> Finding:
     """One finding for all, the first with both of its lines."""
     first, others = found[0], len(found) - 1
     message = (
-        f"{recipe.label.questions}, line {first.calibration.key}, and {recipe.eval.questions}, line "
+        f"{recipe.label.file}, line {first.calibration.key}, and {recipe.eval.file}, line "
         f"{first.measured.key}: {what}, {first.calibration.question[:80]!r}"
         f"{f', and {others} more such lines' if others else ''}; calibrating on what is measured proves nothing: "
         "delete them from the former."

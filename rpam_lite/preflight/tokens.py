@@ -10,6 +10,7 @@ from typing import Any
 from rpam_lite.checkpoint.aligned import EMBEDDING
 from rpam_lite.checkpoint.files import read_json
 from rpam_lite.checkpoint.pair import row_map
+from rpam_lite.checkpoint.prefill import without_prefill
 from rpam_lite.checkpoint.source import ParentSource
 from rpam_lite.checkpoint.vocabulary import chat_template, differing_tokens, opens_think_block, tokens_by_id
 from rpam_lite.preflight.findings import Finding, attempt, some
@@ -58,8 +59,14 @@ def compare_generation(donor: Path, other: Path, where: str, donor_name: str) ->
         yield Finding("WARNING", "generation-config", message, f"keeps that of {donor_name}", "merge.donor")
 
 
-def check_template(donor: Path) -> Iterator[Finding]:
-    """Whether the merge can be asked anything, and how its answers begin."""
+def check_template(donor: Path, other: Path | None = None, prefill: str = "keep") -> Iterator[Finding]:
+    """Whether the merge can be asked anything, and how its answers begin.
+
+    Args:
+        donor: Whose template is kept.
+        other: The other parent.
+        prefill: `merge.think_prefill`.
+    """
     findings: list[Finding] = []
     template = attempt(findings, "tokenizer", partial(chat_template, donor))
     if template is None and not findings:
@@ -67,9 +74,24 @@ def check_template(donor: Path) -> Iterator[Finding]:
         yield Finding("ERROR", "template", message, "needs one; add it, or name the other parent", "merge.donor")
     if template is not None and attempt(findings, "template", partial(opens_think_block, template, donor)):
         message = f"{donor}: its chat template opens a think block in the prompt."
-        effect = "starts every answer inside that block; a short answer is one that closes it at once"
-        yield Finding("INFO", "think-prefill", message, effect, "merge.donor")
+        if prefill == "drop":
+            effect = "is asked without that, and opens a block itself where it thinks"
+            if attempt(findings, "template", partial(without_prefill, template, donor)) is not None:
+                yield Finding("INFO", "think-prefill", message, effect, "merge.think_prefill")
+        elif other is None or _opens(other):
+            effect = "starts every answer inside that block; a short answer is one that closes it at once"
+            yield Finding("INFO", "think-prefill", message, effect, "merge.think_prefill")
+        else:
+            message += f" {other} is used to no such block and may never close it: all its answers would be wrong."
+            effect = "starts every answer inside that block; `drop` leaves the block to the model"
+            yield Finding("WARNING", "think-prefill", message, effect, "merge.think_prefill")
     yield from findings
+
+
+def _opens(folder: Path) -> bool:
+    """Whether a parent's own template opens the block, as far as it can be told."""
+    template = attempt([], "tokenizer", partial(chat_template, folder))
+    return template is not None and bool(attempt([], "template", partial(opens_think_block, template, folder)))
 
 
 def compare_templates(donor: Path, other: Path, where: str, donor_name: str) -> Iterator[Finding]:

@@ -68,11 +68,15 @@ def choose_questions(questions: Sequence[Any], per_class: int, seed: int) -> lis
 
 def calibration_set(questions: Sequence[Labelled], settings: Capture) -> CalibrationSet:
     """Token ids and kept positions of the chosen questions."""
+    answers = [q.response_ids[: settings.answer_tokens] for q in questions]
     return CalibrationSet(
-        token_ids=[torch.tensor(q.prompt_ids + q.response_ids) for q in questions],
+        token_ids=[torch.tensor(q.prompt_ids + answer) for q, answer in zip(questions, answers, strict=True)],
         prompt_lengths=[len(q.prompt_ids) for q in questions],
         is_long=torch.tensor([q.label == "long" for q in questions]),
-        positions=[kept_positions(len(q.prompt_ids), len(q.response_ids), settings) for q in questions],
+        positions=[
+            kept_positions(len(q.prompt_ids), len(answer), settings)
+            for q, answer in zip(questions, answers, strict=True)
+        ],
     )
 
 

@@ -9,6 +9,9 @@ from rpam_lite.streaming.plan import WorkSize
 def estimated_work(recipe: Recipe | None, questions: int, tokens: int) -> WorkSize:
     """A calibration set of this many questions and tokens, as the recipe would keep it."""
     response = tokens // 2
+    if recipe is not None and recipe.capture.answer_tokens is not None:
+        tokens, response = tokens - response, min(response, recipe.capture.answer_tokens)
+        tokens += response
     kept = tokens
     if recipe is not None:
         settings = recipe.capture

@@ -32,6 +32,16 @@ HUB: dict[tuple[str, str | None, str], list[dict[str, Any]]] = {
     ("HuggingFaceH4/aime_2024", None, "train"): [
         {"id": 60, "problem": "p?", "solution": "...", "answer": "025", "url": "...", "year": "2024"}
     ],
+    ("openai/gsm8k", "main", "train"): [{"question": "How few?", "answer": "So 3.\n#### 3"}],
+    ("DigitalLearningGmbH/MATH-lighteval", None, "train"): [
+        {"problem": "p?", "level": level, "solution": solution, "type": "Algebra"}
+        for level, solution in (
+            ("Level 5", "First $\\boxed{2}$, no, $\\boxed{\\frac{1}{2}}$."),
+            ("Level ?", "So $\\boxed 7$."),
+            ("Level 1", "Seen at once."),
+            ("Level 2", "It is $\\fbox{8}$."),
+        )
+    ],
     ("math-ai/aime25", None, "test"): [{"problem": "p?", "answer": "70", "id": "0"}],
     ("math-ai/amc23", None, "test"): [{"id": 0, "question": "q?", "answer": 27.0, "url": "..."}],
     ("math-ai/minervamath", None, "test"): [{"question": "q?", "answer": "2.75e11"}],
@@ -72,6 +82,7 @@ HUB: dict[tuple[str, str | None, str], list[dict[str, Any]]] = {
 @pytest.fixture(autouse=True)
 def no_copies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RPAM_DATA", raising=False)
+    monkeypatch.setattr("quant.tasks.catalog.answers", lambda hub: True)
 
 
 @pytest.fixture
@@ -107,6 +118,38 @@ def one(*names: Any) -> Task:
 )
 def test_columns_become_questions(hub: list[str | None], name: str, expected: Question) -> None:
     assert one(name).questions[0] == expected
+
+
+def test_train_splits_are_tasks_of_their_own(hub: list[str | None]) -> None:
+    assert one("gsm8k:train").questions == [Question("1", "How few?" + INSTRUCTION, "3")]
+    assert (one("GSM8K-train").name, one("gsm8k:test").name, one("math:train").name) == (
+        "gsm8k-train",
+        "gsm8k",
+        "math-train",
+    )
+    # A row that tells no gold answer is left out, and keys stay those of the rows.
+    assert [(q.key, q.answer, q.level) for q in one("math:train").questions] == [
+        ("1", "\\frac{1}{2}", 5),
+        ("2", "7", 0),
+        ("4", "8", 2),
+    ]
+
+
+def test_without_a_network_only_the_cache_is_asked(hub: list[str | None], monkeypatch: pytest.MonkeyPatch) -> None:
+    offline: list[bool] = []
+    load = datasets.load_dataset
+
+    def load_dataset(*args: Any, **kwargs: Any) -> Any:
+        offline.append(datasets.config.HF_HUB_OFFLINE)
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    for there in (True, False):
+        monkeypatch.setattr("quant.tasks.catalog.answers", lambda hub, there=there: there)
+        assert one("gsm8k").questions
+    assert offline == [False, True]
+    assert datasets.config.HF_HUB_OFFLINE is False
 
 
 def test_answers_are_graded_as_the_set_asks(hub: list[str | None]) -> None:
@@ -199,7 +242,9 @@ def test_local_copies_come_before_the_hub(
 ) -> None:
     (tmp_path / "gsm8k_test.jsonl").write_text('{"question": "q?", "answer": "#### 3"}\n', encoding="utf-8")
     assert load_tasks(["gsm8k"], tmp_path)[0].source == str(tmp_path / "gsm8k_test.jsonl")
+    (tmp_path / "gsm8k_train.jsonl").write_text('{"question": "q?", "answer": "#### 4"}\n', encoding="utf-8")
     monkeypatch.setenv("RPAM_DATA", str(tmp_path))
+    assert one("gsm8k:train").questions[0].answer == "4"
     assert one("gsm8k").questions[0].answer == "3"
     assert hub == []
     # What the folder lacks, and a revision, come from the hub.

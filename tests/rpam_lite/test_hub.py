@@ -197,15 +197,17 @@ def test_no_room_for_a_download_is_said_before_it(hub: Hub, tmp_path: Path, monk
     ],
 )
 def test_what_the_hub_refuses_is_said_in_one_sentence(hub: Hub, tmp_path: Path, hub_id: str, expected: str) -> None:
-    with pytest.raises(RpamError, match=re.escape(expected)):
-        findings_of(recipe(tmp_path, long=hub_id), tmp_path)
+    (finding,) = findings_of(recipe(tmp_path, long=hub_id), tmp_path)
+    assert (finding.level, finding.code) == ("ERROR", "hub")
+    assert finding.message.startswith(expected)
     with pytest.raises(RpamError, match=re.escape(expected)):
         downloaded(recipe(tmp_path, long=hub_id), tmp_path, print)
 
 
 def test_without_a_network(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     go_to("http://127.0.0.1:9", monkeypatch)
-    with pytest.raises(RpamError, match="acme/long: no such folder beside the recipe, and the hub can't be reached"):
-        findings_of(recipe(tmp_path), tmp_path)
+    findings = findings_of(recipe(tmp_path), tmp_path)
+    why = "no such folder beside the recipe, and the hub can't be reached"
+    assert [f.message.split(" (")[0] for f in findings] == [f"acme/long: {why}", f"acme/short: {why}"]
     with pytest.raises(RpamError, match="acme/long: no such folder beside the recipe, and the hub can't be reached"):
         downloaded(recipe(tmp_path), tmp_path, print)
