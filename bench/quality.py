@@ -171,7 +171,7 @@ def open_file(file: Path) -> LlamaCppEngine:
 def open_routed(build: Build, run: Run) -> Engine:
     """Both parents and a rule between them, learnt on the calibration questions."""
     long, short = (open_file(parent_gguf(run, parent)) for parent in ("long", "short"))
-    calibration = read_task_file(TaskFile(run.recipe.label.questions, grader=run.recipe.eval.grader))
+    calibration = read_task_file(TaskFile(run.recipe.label.file, grader=run.recipe.eval.grader))
     return build(long, short, learn(long, short, calibration, MAX_TOKENS))
 
 
