@@ -69,6 +69,7 @@ _CODE_OF_MODULE = {
     "rpam_lite.checkpoint": "E04",
     "rpam_lite.checkpoint.files": CALLER,
     "rpam_lite.checkpoint.hub": "E05",
+    "rpam_lite.checkpoint.publish": "E05",
     "rpam_lite.checkpoint.stream": "E14",
     "rpam_lite.device": "E09",
     "rpam_lite.errors": "E19",

@@ -90,7 +90,7 @@ def missing_bytes(hub_id: str) -> int:
             HfApi().model_info(name, revision=revision)
         except HfHubHTTPError:
             raise
-        except _unreachable():
+        except unreachable():
             return 0
         found = snapshot_download(dry_run=True, **_wanted(hub_id))
     assert isinstance(found, list)
@@ -160,7 +160,7 @@ def _split(hub_id: str) -> tuple[str, str | None]:
     return name, revision or None
 
 
-def _unreachable() -> tuple[type[Exception], ...]:
+def unreachable() -> tuple[type[Exception], ...]:
     """What is raised where there is no network, or none is wanted."""
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -194,7 +194,7 @@ def _hub_errors(hub_id: str) -> Iterator[None]:
     except HfHubHTTPError as error:
         why = f"the hub answered with an error ({' '.join(str(error).split())[:200]}); try again later"
     except Exception as error:
-        if not isinstance(error, (*_unreachable(), OSError)):
+        if not isinstance(error, (*unreachable(), OSError)):
             raise
         why = f"no such folder beside the recipe, and the hub can't be reached ({' '.join(str(error).split())[:200]})"
     else:

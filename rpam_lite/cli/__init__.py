@@ -20,6 +20,7 @@ from rpam_lite.cli import (  # noqa: F401 - each adds its commands
     evaluate,
     files,
     look,
+    publish,
     recipes,
     schema,
     stages,

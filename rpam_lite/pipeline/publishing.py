@@ -1,0 +1,155 @@
+"""`rpam publish`: merged checkpoint, GGUF files, card and report of a finished run to the hub.
+
+The checkpoint and the report go to user/name, the GGUF files to user/name-GGUF: there the hub's page shows them as
+quantizations of the merge, llama.cpp and Ollama find a file by its type, and whoever loads the checkpoint downloads
+none of them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rpam_lite import __version__
+from rpam_lite.checkpoint.files import read_json
+from rpam_lite.checkpoint.hub import readable_name
+from rpam_lite.checkpoint.publish import Repository, check_name, check_token, licence_on_hub, upload
+from rpam_lite.errors import RpamError
+from rpam_lite.pipeline.artefacts import exported_gguf, imatrix_file, merged_folder, quantized_gguf
+from rpam_lite.pipeline.ollama import modelfile_of
+from rpam_lite.pipeline.ollama import settings as ollama_settings
+from rpam_lite.pipeline.stage import Run
+from rpam_lite.pipeline.trip import require_files
+from rpam_lite.pipeline.using import use_on_hub
+from rpam_lite.report.published import gguf_card, licence_in, merge_card
+
+PARTS = {"merged": "merge", "gguf": "quantize", "report": "report"}
+_REPORT_FILES = ("fit/coefficients.json", "eval/evaluation.json", "divergence/divergence.json", "merge/verify.json")
+_TEXT = (".md", ".html", ".json", "")
+
+
+def parts_of(text: str) -> list[str]:
+    """The parts that --include names.
+
+    Raises:
+        RpamError: It names another one, or none.
+    """
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts or set(parts) - set(PARTS):
+        raise RpamError(f"--include {text}: must be some of {', '.join(PARTS)}, with commas between them.", code="E02")
+    return parts
+
+
+def publish(run: Run, to: str, parts: Sequence[str], private: bool, dry_run: bool, say: Callable[[str], None]) -> None:
+    """Upload a finished run, or say what would be.
+
+    Args:
+        run: The run.
+        to: Repository of the checkpoint, user/name.
+        parts: Of PARTS.
+        private: Whether only the owner may see the repositories.
+        dry_run: Only list the files; nobody is contacted.
+        say: Told what happens.
+
+    Raises:
+        RpamError: The run is not finished or was changed since, the token may not write, or the hub refuses.
+    """
+    check_name(to)
+    for part in parts:
+        require_files(PARTS[part], "publish", run)
+    if not dry_run:
+        check_token([to])
+    licence = _common_licence(run, ask_hub=not dry_run, say=say)
+    repositories = repositories_of(run, to, parts, licence)
+    for repository in repositories:
+        _warn_of_places(repository, run, say)
+    if dry_run:
+        for repository in repositories:
+            say(listing(repository))
+        say("nothing was sent: this is a dry run")
+        return
+    for repository in repositories:
+        say(f"there now: {upload(repository, private, f'{run.recipe.name}, by rpam_lite {__version__}', say)}")
+
+
+def repositories_of(run: Run, to: str, parts: Sequence[str], licence: str | None) -> list[Repository]:
+    """What goes where."""
+    use = use_on_hub(run, to, f"{to}-GGUF")
+    repositories = []
+    files: dict[str, Path] = {}
+    texts: dict[str, str] = {}
+    if "report" in parts:
+        folder = run.of("report")
+        # use.md names places on this machine; the card has its commands.
+        names = [file.name for file in folder.iterdir() if file.name not in ("manifest.json", "use.md", "README.md")]
+        files |= {f"report/{name}": folder / name for name in sorted(names)}
+        there = [run.folder / name for name in _REPORT_FILES if (run.folder / name).is_file()]
+        files |= {f"report/{file.name}": file for file in there}
+    if "merged" in parts:
+        merged = merged_folder(run)
+        files |= {file.name: file for file in sorted(merged.iterdir()) if file.is_file() and file.name != "README.md"}
+        own = run.of("report") / "README.md"  # a card that tells what was measured, where the report wrote one
+        card = own if "report" in parts and own.is_file() else merged / "README.md"
+        texts["README.md"] = merge_card(card.read_text(encoding="utf-8"), use, licence, "report" in parts)
+    if files:
+        repositories.append(Repository(to, files, texts))
+    if "gguf" in parts:
+        repositories.append(_gguf_repository(run, to, licence))
+    return repositories
+
+
+def _gguf_repository(run: Run, to: str, licence: str | None) -> Repository:
+    types = run.recipe.quantize.types
+    models = [quantized_gguf(run, name) for name in types] or [exported_gguf(run)]
+    files = {file.name: file for file in models}
+    files |= {modelfile_of(file).name: modelfile_of(file) for file in models if modelfile_of(file).is_file()}
+    if (matrix := imatrix_file(run)).is_file():
+        files[matrix.name] = matrix
+    measured = run.of("divergence") / "divergence.json"
+    rows = read_json(measured, "the divergences")["files"] if measured.is_file() else {}
+    losses = {quantized_gguf(run, name).name: rows[name]["mean"] for name in types if name in rows}
+    settings = ollama_settings(run)
+    # For `ollama run hf.co/...`, which reads no Modelfile.
+    texts = {"params": json.dumps({**settings.parameters, "stop": list(settings.stops)}, ensure_ascii=False) + "\n"}
+    if settings.system:
+        texts["system"] = settings.system
+    sizes = {file.name: file.stat().st_size for file in models}
+    texts["README.md"] = gguf_card(use_on_hub(run, to, f"{to}-GGUF"), sizes, losses, licence)
+    return Repository(f"{to}-GGUF", files, texts)
+
+
+def listing(repository: Repository) -> str:
+    """Every file with its size."""
+    sizes = repository.sizes()
+    lines = [f"{size:>16,}  {place}" for place, size in sizes.items()]
+    return "\n".join([f"{repository.name}:", *lines, f"{sum(sizes.values()):>16,}  bytes in {len(sizes)} files"])
+
+
+def _common_licence(run: Run, ask_hub: bool, say: Callable[[str], None]) -> str | None:
+    """The licence that both parents have; says what is known of each, and what follows."""
+    found: dict[str, str | None] = {}
+    for name in ("long", "short"):
+        folder: Path = getattr(run.recipe.parents, name)
+        card = folder / "README.md"
+        known = licence_in(card.read_text(encoding="utf-8")) if card.is_file() else None
+        hub_id = readable_name(folder)
+        if known is None and ask_hub and "/" in hub_id:
+            known = licence_on_hub(hub_id)
+        found[hub_id if "/" in hub_id else name] = known
+    told = "; ".join(f"{name}: {known or 'not known here, look at its own page'}" for name, known in found.items())
+    say(f"licences of the parents, which both apply to the merge: {told}")
+    licences = set(found.values())
+    if len(licences) > 1 or None in licences:
+        say("WARNING: the card names no licence; settle it and write `license` into the card before others use it")
+    if any(licence and licence.startswith("llama") for licence in licences):
+        say("WARNING: Llama's licence asks for a name that begins with Llama and for 'Built with Llama' in the card")
+    return next(iter(licences)) if len(licences) == 1 else None
+
+
+def _warn_of_places(repository: Repository, run: Run, say: Callable[[str], None]) -> None:
+    """What would tell others the folders of this machine."""
+    places = [str(Path.home()), str(run.folder.resolve())]
+    for name, file in repository.files.items():
+        if file.suffix in _TEXT and any(p in file.read_text(encoding="utf-8", errors="replace") for p in places):
+            say(f"WARNING: {name} names folders of this machine; look at {file} before others do")
