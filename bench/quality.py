@@ -34,6 +34,7 @@ from recipes.tiny.questions import question_lines
 from rpam_lite.checkpoint.files import read_json, write_json, write_text
 from rpam_lite.fit.coefficients import Coefficients, grouping, scalar
 from rpam_lite.pipeline.artefacts import exported_gguf, parent_gguf, quantized_gguf
+from rpam_lite.pipeline.dial import other_members
 from rpam_lite.pipeline.measuring import write_coefficients_gguf
 from rpam_lite.pipeline.stage import Run, fingerprint, is_done, needed_by
 from rpam_lite.pipeline.trip import STAGES, run_one
@@ -43,14 +44,13 @@ from rpam_lite.terminal import progress_bars
 
 ROOT = Path(__file__).parents[1]
 MAX_TOKENS, LONG_THINK_TOKENS, PARALLEL = 320, 8, 32
-OURS = "adaptive"
+OURS = "dial"
 
 Changes = dict[str, dict[str, Any]]
-# Changes to the recipe by method; the first is what the project makes without being told anything.
+# Changes to the recipe by method. The first is the shipped recipe's dial with one price more; all others do without.
 QUICK: dict[str, Changes] = {
-    OURS: {},
-    "adaptive, Short twice": {"fit": {"long_weight": 0.5}},
-    "adaptive, Short five times": {"fit": {"long_weight": 0.2}},
+    OURS: {"dial": {"prices": [20, 50, 100, 200, 300], "max_tokens_share": 0.85}},
+    "adaptive, no dial": {},
     "task arithmetic": {"merge": {"method": "task_arithmetic"}},
     "TIES": {"merge": {"method": "ties"}},
     "DARE-TIES": {"merge": {"method": "dare_ties"}},
@@ -117,6 +117,7 @@ def write_recipe(pair: Path, folder: Path, per_level: int, changes: Changes) -> 
         recipe[section]["questions"] = file.name
     recipe["eval"]["grader"] = family.grader
     recipe["quantize"]["types"] = ["Q4_K_M"]
+    del recipe["dial"]
     for section, values in changes.items():
         recipe[section] = recipe.get(section, {}) | values
     written = folder / "recipe.yaml"
@@ -146,6 +147,20 @@ def merged_files(run: Run, method: str, models: Path) -> dict[str, Path]:
         for file, source in zip(wanted.values(), (exported_gguf(run), quantized_gguf(run, "Q4_K_M")), strict=False):
             file.write_bytes(source.read_bytes())
     return wanted
+
+
+def member_files(run: Run, models: Path) -> dict[str, Path]:
+    """GGUF files of the dial's members that were not taken, by price; none of a method without a dial."""
+    fit, found = STAGES["fit"], {}
+    if run.recipe.dial.prices:
+        ensure(run, "fit")
+    for price, coefficients in other_members(run).items():
+        name = f"price {price:g}"
+        file = models / f"{name.replace(' ', '-')}-{fingerprint(fit, run.recipe)[:8]}.gguf"
+        if not file.exists():
+            write_coefficients_gguf(run, coefficients, file, name)
+        found[name] = file
+    return found
 
 
 def partial_scalars(run: Run, weight: float) -> dict[str, Coefficients]:
@@ -198,7 +213,8 @@ def all_models(pair: Path, folder: Path, form: Form, progress: Any) -> Iterator[
     for name, build in ROUTING.items():
         yield name, "routing", partial(open_routed, build, run)
     for method, changes in form.methods.items():
-        for name, file in merged_files(open_run(changes), method, models).items():
+        own = open_run(changes)
+        for name, file in (merged_files(own, method, models) | member_files(own, models)).items():
             yield name, "method", partial(open_file, file)
 
 

@@ -106,7 +106,7 @@ def write_picture(results: Mapping[str, Mapping[str, Measured]], path: Path) -> 
         plot.plot(*_points(curve), color="#8a8a8a", marker=".", label="scalar interpolation")
         policy = measured["policy"]
         plot.plot(policy["tokens"], [100 * a for a in policy["accuracy"]], "k:", linewidth=1, label="threshold policy")
-        ours = [row for row in rows if row["name"].startswith("adaptive")]
+        ours = [row for row in rows if row["name"].startswith(("dial", "price", "adaptive"))]
         others = [row for row in rows if row["kind"] == "method" and row not in ours]
         routing = [row for row in rows if row["kind"] == "routing"]
         plot.plot(*_points(others), "x", color="#2e6f9e", label="other methods")
