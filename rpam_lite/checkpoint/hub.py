@@ -143,7 +143,7 @@ def answers(data_set: str) -> bool:
         HfApi().dataset_info(data_set, timeout=10)
     except HfHubHTTPError:
         return True
-    except (*unreachable(), OSError):
+    except (*unreachable(), OSError):  # type: ignore[misc]
         return False
     return True
 
