@@ -32,9 +32,9 @@ from quant.tasks.questions import TaskFile, read_task_file
 from recipes.tiny.families import FAMILIES
 from recipes.tiny.questions import question_lines
 from rpam_lite.checkpoint.files import read_json, write_json, write_text
-from rpam_lite.fit.coefficients import Coefficients, grouping, scalar
+from rpam_lite.fit.coefficients import Coefficients, grouping, load, scalar
 from rpam_lite.pipeline.artefacts import exported_gguf, parent_gguf, quantized_gguf
-from rpam_lite.pipeline.dial import other_members
+from rpam_lite.pipeline.dial import member_folder
 from rpam_lite.pipeline.measuring import write_coefficients_gguf
 from rpam_lite.pipeline.stage import Run, fingerprint, is_done, needed_by
 from rpam_lite.pipeline.trip import STAGES, run_one
@@ -150,17 +150,16 @@ def merged_files(run: Run, method: str, models: Path) -> dict[str, Path]:
 
 
 def member_files(run: Run, models: Path) -> dict[str, Path]:
-    """GGUF files of the dial's members that were not taken, by price; none of a method without a dial."""
-    fit, found = STAGES["fit"], {}
-    if run.recipe.dial.prices:
+    """GGUF files of all members of the dial by price, made unless they are there; none of a method without a dial."""
+    made = "-".join(fingerprint(STAGES[name], run.recipe)[:8] for name in ("label", "capture", "fit"))
+    wanted = {price: models / f"price-{price:g}-{made}.gguf" for price in run.recipe.dial.prices}
+    if not all(file.exists() for file in wanted.values()):
         ensure(run, "fit")
-    for price, coefficients in other_members(run).items():
-        name = f"price {price:g}"
-        file = models / f"{name.replace(' ', '-')}-{fingerprint(fit, run.recipe)[:8]}.gguf"
-        if not file.exists():
-            write_coefficients_gguf(run, coefficients, file, name)
-        found[name] = file
-    return found
+        for price, file in wanted.items():
+            write_coefficients_gguf(
+                run, load(member_folder(run, price) / "coefficients.json"), file, f"price {price:g}"
+            )
+    return {f"price {price:g}": file for price, file in wanted.items()}
 
 
 def partial_scalars(run: Run, weight: float) -> dict[str, Coefficients]:
@@ -200,7 +199,7 @@ def all_models(pair: Path, folder: Path, form: Form, progress: Any) -> Iterator[
         return Run(recipe, folder / "run", progress, print)
 
     run = open_run({})
-    ensure(run, "capture")
+    ensure(run, "label")
     yield "Short", "curve", partial(open_file, parent_gguf(run, "short"))
     interpolated = {f"scalar {w:g}": scalar(w) for w in form.curve}
     elsewhere = partial_scalars(run, 1.0) | partial_scalars(run, 0.7)
