@@ -72,7 +72,6 @@ _CODE_OF_MODULE = {
     "rpam_lite.checkpoint.publish": "E05",
     "rpam_lite.checkpoint.stream": "E14",
     "rpam_lite.device": "E09",
-    "rpam_lite.device": "E09",
     "rpam_lite.errors": "E19",
     "rpam_lite.schemas": "E02",
     "export": "E15",
