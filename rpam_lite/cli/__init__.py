@@ -1,7 +1,6 @@
 """The `rpam` command: arguments in, printing out, no logic.
 
-Exit codes: 0 done; 1 something to mend, named in one sentence; 2 wrong usage; 3 `check` found a WARNING;
-130 interrupted.
+Its exit codes and the order of its commands stand in panels.py.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from rpam_lite.cli.common import RunsOption, app
+from rpam_lite.cli.complete import recipes_and_runs
 from rpam_lite.errors import RpamError
 from rpam_lite.platform import let_lines_be_edited
 from rpam_lite.terminal import Interrupted, interrupts_told
@@ -33,7 +34,12 @@ _ENDED = {
 
 @app.command("chat")
 def chat_command(
-    model: Annotated[Path, typer.Argument(metavar="RUN | RECIPE | FILE.gguf | FOLDER", help="what to talk to")],
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN | RECIPE | FILE.gguf | FOLDER", help="what to talk to", autocompletion=recipes_and_runs
+        ),
+    ],
     runs: RunsOption = Path("runs"),
     type_name: Annotated[
         str | None, typer.Option("--type", help="which quantized file; Q4_K_M if there is one")

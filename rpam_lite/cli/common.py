@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rpam_lite.checkpoint.files import locked
+from rpam_lite.cli.complete import recipes_and_runs
 from rpam_lite.cli.log import logged
+from rpam_lite.cli.panels import Panels, epilog
 from rpam_lite.errors import RpamError
 from rpam_lite.terminal import progress_bars
 
@@ -26,9 +28,21 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=True,
+    cls=Panels,
+    epilog=epilog(),
 )
-RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="recipe file, or the name of one: tiny")]
-RunArgument = Annotated[Path, typer.Argument(metavar="RECIPE | RUN_FOLDER", help="recipe, or the folder of a run")]
+RecipeArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RECIPE", help="recipe file, the name of one (tiny), or a run folder", autocompletion=recipes_and_runs
+    ),
+]
+RunArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RECIPE | RUN_FOLDER", help="recipe, or the folder of a run", autocompletion=recipes_and_runs
+    ),
+]
 RunsOption = Annotated[Path, typer.Option("--runs", help="folder that holds the run folders")]
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON document, and nothing else")]
 

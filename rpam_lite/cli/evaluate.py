@@ -9,6 +9,7 @@ from typing import Annotated, Literal, cast
 import typer
 
 from rpam_lite.cli.common import RunsOption, app, refuse_others, run_stage
+from rpam_lite.cli.complete import recipes_and_runs
 from rpam_lite.errors import RpamError
 from rpam_lite.terminal import progress_bars
 
@@ -37,7 +38,11 @@ def eval_command(
     context_: typer.Context,
     models: Annotated[
         list[str],
-        typer.Argument(metavar="RECIPE | MODEL...", help="a recipe; or GGUF files, folders, servers' addresses"),
+        typer.Argument(
+            metavar="RECIPE | MODEL...",
+            help="a recipe; or GGUF files, folders, servers' addresses",
+            autocompletion=recipes_and_runs,
+        ),
     ],
     runs: RunsOption = Path("runs"),
     tasks: Annotated[

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from rpam_lite.cli.common import JsonOption, RunArgument, RunsOption, app, print_json
+from rpam_lite.cli.complete import run_folders
 
 
 @app.command("status")
@@ -36,7 +37,10 @@ def status_command(run: RunArgument, runs: RunsOption = Path("runs"), as_json: J
 @app.command("compare")
 def compare_command(
     measured: Annotated[
-        list[Path], typer.Argument(metavar="A B...", help="run folders, or what `rpam eval --save` wrote")
+        list[Path],
+        typer.Argument(
+            metavar="A B...", help="run folders, or what `rpam eval --save` wrote", autocompletion=run_folders
+        ),
     ],
     model: Annotated[list[str] | None, typer.Option(help="only models of this name; repeatable")] = None,
     as_json: JsonOption = False,

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from rpam_lite.cli.common import RecipeArgument, RunsOption, app, run_stage, with_run
+from rpam_lite.cli.common import JsonOption, RecipeArgument, RunsOption, app, print_json, run_stage, with_run
+from rpam_lite.cli.complete import recipes_and_runs
 from rpam_lite.errors import RpamError
 from rpam_lite.pipeline.names import STAGE_HELP
 
@@ -39,7 +40,10 @@ def run_command(
 
 @app.command("plan")
 def plan_command(
-    recipe: Annotated[Path | None, typer.Argument(metavar="[RECIPE]", help="recipe file or name")] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Argument(metavar="[RECIPE]", help="recipe file or name", autocompletion=recipes_and_runs),
+    ] = None,
     shape: Annotated[str | None, typer.Option(help="a well-known model instead, such as qwen2.5-7b")] = None,
     questions: Annotated[
         int | None, typer.Option(min=1, help="in the calibration set; without it the recipe's, or 128")
@@ -48,6 +52,7 @@ def plan_command(
         int | None, typer.Option(min=2, help="prompt and response of each; without it by the recipe, or 256")
     ] = None,
     host: Annotated[str | None, typer.Option(help="host memory, such as 32GiB; what is free without it")] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Say how capture and fit would work on cards of 8, 12, 16 and 24 GB, from configs alone.
 
@@ -57,17 +62,20 @@ def plan_command(
     from rpam_lite.recipe import load_recipe, parse_size
 
     loaded = load_recipe(recipe) if recipe else None
-    table, full = plan_cards(loaded, shape, questions, tokens, parse_size(host, "--host") if host else None)
+    plans = plan_cards(loaded, shape, questions, tokens, parse_size(host, "--host") if host else None)
+    if as_json:
+        print_json(plans.as_json())
+        return
     console = Console(soft_wrap=True)
-    console.print(table)
-    console.print(full, markup=False, highlight=False)
+    console.print(plans.table())
+    console.print(plans.in_full(), markup=False, highlight=False)
 
 
 @app.command("check")
 def check_command(
     recipe: RecipeArgument,
     runs: RunsOption = Path("runs"),
-    as_json: Annotated[bool, typer.Option("--json", help="print the findings as JSON")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Say everything that is wrong with RECIPE and its pair, before any work.
 
@@ -152,14 +160,17 @@ def quantize_command(
 
 
 @app.command("methods")
-def methods_command() -> None:
+def methods_command(as_json: JsonOption = False) -> None:
     """List the merge methods that a recipe can name, with what they need and their source.
 
     Example: rpam methods
     """
-    from rpam_lite.pipeline.merging import methods_table
+    from rpam_lite.pipeline.merging import methods_json, methods_table
 
-    Console(soft_wrap=True).print(methods_table())
+    if as_json:
+        print_json(methods_json())
+    else:
+        Console(soft_wrap=True).print(methods_table())
 
 
 def _add_stage_command(name: str) -> None:

@@ -123,19 +123,34 @@ def merged_source(run: Run) -> tuple[MergedSource | MethodSource, dict[str, Any]
     return source, dict(donor.config), donor.folder
 
 
-def methods_table() -> Table:
-    """Every merge method with its needs, options and source."""
+def methods_json() -> dict[str, Any]:
+    """Every merge method with its needs, what it sees at once, its options with their defaults, and its source."""
     from rpam_lite.merge.methods import methods
 
+    ours = {"name": OURS, "needs": ["capture", "fit"], "sees": "rows", "options": {}, "source": "arXiv 2601.03506"}
+    others = [
+        {
+            "name": method.name,
+            "needs": sorted(method.needs),
+            "sees": "tensors" if method.whole else "rows",
+            "options": dict(method.options),
+            "source": method.source,
+        }
+        for method in methods().values()
+    ]
+    return {"version": 1, "methods": [ours, *others]}
+
+
+def methods_table() -> Table:
+    """The same as a table."""
     table = Table(show_edge=False)
     table.add_column("merge.method", no_wrap=True)
     for column in ("needs", "sees", "merge.options"):
         table.add_column(column, overflow="fold")
     table.add_column("source", no_wrap=True)
-    table.add_row(OURS, "capture, fit", "rows", "see `fit`", "2601.03506")
-    for method in methods().values():
-        options = ", ".join(f"{name}: {value:g}" for name, value in method.options.items())
-        seen = "tensors" if method.whole else "rows"
-        needs = ", ".join(sorted(method.needs)) or "nothing"
-        table.add_row(method.name, needs, seen, options, method.source.removeprefix("arXiv "))
+    for method in methods_json()["methods"]:
+        options = ", ".join(f"{name}: {value:g}" for name, value in method["options"].items())
+        told = "see `fit`" if method["name"] == OURS else options
+        needs = ", ".join(method["needs"]) or "nothing"
+        table.add_row(method["name"], needs, method["sees"], told, method["source"].removeprefix("arXiv "))
     return table

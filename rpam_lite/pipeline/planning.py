@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -32,9 +33,68 @@ _RATES = (
 )
 
 
+@dataclass(frozen=True)
+class CardPlan:
+    """A card, or the CPU.
+
+    Attributes:
+        card: Its name.
+        budget: What of it may be used.
+        plan: The best way of working; None if none fits.
+        why: Then what would.
+        step_seconds: About how long one gradient takes.
+    """
+
+    card: str
+    budget: Budget
+    plan: Plan | None
+    why: str = ""
+    step_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class CardPlans:
+    """The best way of working on every card, of one model and amount of work; `host` in bytes."""
+
+    title: str
+    questions: int
+    tokens: int
+    host: int
+    cards: tuple[CardPlan, ...]
+
+    def table(self) -> Table:
+        """One row a card."""
+        title = f"{self.title}: {self.questions} questions of {self.tokens} tokens, host {size_text(self.host)}"
+        table = Table(title=title)
+        for column in ("card", "layers", "hidden states", "device peak", "host peak", "disk", "moved a step", "a step"):
+            table.add_column(column, justify="left" if column in ("card", "layers", "hidden states") else "right")
+        for card in self.cards:
+            table.add_row(card.card, *([*_cells(card.plan), _about(card.step_seconds)] if card.plan else [card.why]))
+        return table
+
+    def in_full(self) -> str:
+        """How steps are counted, and what takes how much where on the smallest card that works."""
+        full = next((plan_table(card.plan, card.budget) for card in self.cards if card.plan), "")
+        return f"{_RATES}\n{full}"
+
+    def as_json(self) -> dict[str, Any]:
+        """One object, sizes in bytes; `plan` is null where nothing fits, and `why` says what would."""
+        cards = [
+            {
+                "card": card.card,
+                "plan": _plan_json(card.plan) if card.plan else None,
+                "step_seconds": card.step_seconds if card.plan else None,
+                "why": card.why or None,
+            }
+            for card in self.cards
+        ]
+        work = {"questions": self.questions, "tokens": self.tokens, "host": self.host}
+        return {"version": 1, "model": self.title, **work, "cards": cards}
+
+
 def plan_cards(
     recipe: Recipe | None, shape: str | None, questions: int | None, tokens: int | None, host: int | None
-) -> tuple[Table, str]:
+) -> CardPlans:
     """The best way of working on cards of 8, 12, 16 and 24 GB, and that on the CPU.
 
     Args:
@@ -44,9 +104,6 @@ def plan_cards(
         tokens: Prompt and response of each; half of them are taken for the response. Twice the recipe's
             `capture.answer_tokens`, or 256, without it.
         host: Host memory in bytes; what is free without it.
-
-    Returns:
-        The table of cards, and the plan in full for the smallest card that works.
 
     Raises:
         RpamError: Neither recipe nor shape; or the parents can't be read, and their shape is not known.
@@ -66,29 +123,29 @@ def plan_cards(
     codec = None if memory is None or memory.codec == "auto" else memory.codec
     host_bytes = host or (memory.host if memory else None) or resident_memory() + free_memory()
     disk = (memory.disk if memory else None) or UNLIMITED
-    table = Table(title=f"{title}: {questions} questions of {tokens} tokens, host {size_text(host_bytes)}")
-    for column in ("card", "layers", "hidden states", "device peak", "host peak", "disk", "moved a step", "a step"):
-        table.add_column(column, justify="left" if column in ("card", "layers", "hidden states") else "right")
-    full = ""
+    threads = recipe.threads if recipe else 2
+    cards = []
     for name, device in [*((f"{gb} GB", int(_USABLE * gb * 10**9)) for gb in CARDS), ("CPU", None)]:
         budget = Budget(device, host_bytes, disk)
         try:
             plan = choose(model, work, budget, codec, resident_memory())
         except RpamError as error:
-            table.add_row(name, str(error).split(": ", 1)[-1].split(". Raise")[0])
+            cards.append(CardPlan(name, budget, None, str(error).split(": ", 1)[-1].split(". Raise")[0]))
             continue
-        seconds = _step_seconds(model, work, plan, device is not None, recipe.threads if recipe else 2)
-        table.add_row(name, *_cells(plan), seconds)
-        full = full or plan_table(plan, budget)
-    return table, f"{_RATES}\n{full}"
+        seconds = _step_seconds(model, work, plan, device is not None, threads)
+        cards.append(CardPlan(name, budget, plan, step_seconds=seconds))
+    return CardPlans(title, questions, tokens, host_bytes, tuple(cards))
 
 
-def _step_seconds(model: ModelSize, work: WorkSize, plan: Plan, on_card: bool, threads: int) -> str:
+def _step_seconds(model: ModelSize, work: WorkSize, plan: Plan, on_card: bool, threads: int) -> float:
     """How long one gradient on the whole calibration set takes, about."""
     head = model.vocabulary * model.hidden * work.targets
     operations = _OPERATIONS * (model.layers * model.layer_values * work.tokens + head)
     on_cpu = operations / (threads * _CPU_FLOPS)
-    seconds = max(operations / _CARD_FLOPS, plan.moved / _CARD_BYTES) if on_card else on_cpu
+    return max(operations / _CARD_FLOPS, plan.moved / _CARD_BYTES) if on_card else on_cpu
+
+
+def _about(seconds: float) -> str:
     return (
         f"{seconds:.0f} s"
         if seconds < 100
@@ -123,3 +180,10 @@ def _cells(plan: Plan) -> list[str]:
     way = plan.way
     peaks = [size_text(plan.total(place)) for place in ("device", "host", "disk")]
     return [f"{way.codec}, {way.residency}", f"{way.store}, {way.micro_tokens} tokens", *peaks, size_text(plan.moved)]
+
+
+def _plan_json(plan: Plan) -> dict[str, Any]:
+    way = {**vars(plan.way), "dtype": str(plan.way.dtype).removeprefix("torch.")}
+    peaks = {place: plan.total(place) for place in ("device", "host", "disk")}
+    items = [{"what": what, "where": where, "bytes": size} for what, where, size in plan.items]
+    return {"way": way, "peak": peaks, "moved": plan.moved, "items": items}

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from rpam_lite import __version__
 from rpam_lite.checkpoint.files import locked
+from rpam_lite.cli import app
 from rpam_lite.errors import missing_package
 from rpam_lite.pipeline.trip import STAGES
 from rpam_lite.terminal import interrupts_kept
@@ -110,6 +112,38 @@ def test_the_dials_wish_needs_prices(tmp_path: Path, pair: Path) -> None:
 def test_a_run_folder_that_cannot_be_written(tmp_path: Path, pair: Path) -> None:
     (tmp_path / "runs").write_text("a file where a folder should be", encoding="utf-8")
     refused(rpam("check", recipe(tmp_path, pair), cwd=tmp_path), "runs", "choose another folder with --runs")
+
+
+@pytest.mark.parametrize(
+    "arguments", [("methods",), ("plan", "mine.yaml"), ("plan", "--shape", "qwen2.5-7b", "--host", "1GiB")]
+)
+def test_json_is_one_document_and_nothing_else(arguments: tuple[str, ...], tmp_path: Path, pair: Path) -> None:
+    recipe(tmp_path, pair)
+    result = CliRunner().invoke(app, [a.replace("mine", str(tmp_path / "mine")) for a in (*arguments, "--json")])
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert told["version"] == 1
+    if arguments[0] == "methods":
+        assert told["methods"][0]["name"] == "rpam"
+        assert {"ties", "scalar"} <= {method["name"] for method in told["methods"]}
+    else:
+        assert [card["card"] for card in told["cards"]] == ["8 GB", "12 GB", "16 GB", "24 GB", "CPU"]
+        for card in told["cards"]:
+            assert (card["plan"] is None) == bool(card["why"])
+        fits = arguments[1] == "mine.yaml"
+        assert all((card["plan"] is not None) == fits for card in told["cards"])
+
+
+def test_a_run_folder_keeps_a_log_and_its_recipe(tmp_path: Path, pair: Path) -> None:
+    file = recipe(tmp_path, pair)
+    refused(rpam("capture", file, cwd=tmp_path), "stage 'label' is not done")
+    log = (tmp_path / "runs/mine/rpam.log").read_text(encoding="utf-8")
+    assert "rpam capture mine.yaml" in log
+    assert "[check] done in" in log
+    assert "ERROR [E13] runs/mine/label: stage 'label' is not done" in log
+    refused(rpam("capture", "runs/mine", cwd=tmp_path), "stage 'label' is not done")
+    assert (tmp_path / "runs/mine/rpam.log").read_text(encoding="utf-8").startswith(log)
+    assert [f.name for f in (tmp_path / "runs").iterdir()] == ["mine"]
 
 
 @pytest.mark.parametrize(("package", "extra"), [("torch", "merge"), ("llama_cpp", "gguf"), ("math_verify", "eval")])

@@ -153,7 +153,7 @@ def test_a_check_reads_headers_only_and_says_what_a_local_one_says(hub: Hub, tmp
     local = findings_of(recipe(tmp_path, long=str(tiny / "long"), short=str(tiny / "short")), tmp_path)
     here, there = ([f.message for f in found if f.code != "disk"] for found in (local, remote))
     assert there == [message.replace(f"{tiny}/", "acme/") for message in here]
-    table, _ = plan_cards(recipe(tmp_path), None, 8, 64, None)
+    table = plan_cards(recipe(tmp_path), None, 8, 64, None).table()
     assert "acme/short" in str(table.title)
     assert not hub.weights_read_whole()
 
