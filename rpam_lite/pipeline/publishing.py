@@ -58,6 +58,8 @@ def publish(run: Run, to: str, parts: Sequence[str], private: bool, dry_run: boo
     check_name(to)
     for part in parts:
         require_files(PARTS[part], "publish", run)
+    if "gguf" in parts and not run.recipe.quantize.types:
+        require_files("export", "publish", run)
     if not dry_run:
         check_token([to])
     licence = _common_licence(run, ask_hub=not dry_run, say=say)

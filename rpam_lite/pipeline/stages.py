@@ -85,5 +85,5 @@ def say_closing(run: Run) -> None:
     run.say(closing(run.folder))
     run.say(f"report: {run.of('report') / 'report.md'}")
     files = [exported_gguf(run), *(quantized_gguf(run, name) for name in run.recipe.quantize.types)]
-    run.say(f"files:  {', '.join(map(str, files))}")
+    run.say(f"files:  {', '.join(str(file) for file in files if file.is_file())}")
     run.say(f"\n{closing_commands(run)}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -75,9 +76,16 @@ def commands(use: Use) -> list[Command]:
     return [_llama_cpp(use), *([_ollama(use)] if use.modelfile else []), _transformers(use), _vllm(use)]
 
 
-def as_markdown(use: Use) -> str:
-    """The commands with their notes, as sections of a Markdown page."""
-    return "\n".join(f"## {c.program}\n\n```{c.language}\n{c.code}\n```\n\n{c.note}\n" for c in commands(use))
+def as_markdown(use: Use, level: int = 2, programs: Collection[str] = ()) -> str:
+    """The commands with their notes, as sections of a Markdown page.
+
+    Args:
+        use: What is known of the merge.
+        level: Of the sections' headings.
+        programs: Only these; all without any.
+    """
+    told = [c for c in commands(use) if not programs or c.program in programs]
+    return "\n".join(f"{'#' * level} {c.program}\n\n```{c.language}\n{c.code}\n```\n\n{c.note}\n" for c in told)
 
 
 def _llama_cpp(use: Use) -> Command:

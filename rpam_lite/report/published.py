@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from rpam_lite.checkpoint.files import size_text
 from rpam_lite.report.commands import Use, as_markdown
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -33,7 +34,7 @@ def merge_card(card: str, use: Use, licence: str | None, report: bool) -> str:
         front["license"] = licence
     front.setdefault("pipeline_tag", "text-generation")
     shown = "\nHow it was measured: [report](report/report.md).\n" if report else ""
-    return _card(front, f"{body.rstrip()}\n{shown}\n# Use it\n\n{as_markdown(use)}")
+    return _card(front, f"{body.rstrip()}\n{shown}\n## Use it\n\n{as_markdown(use, 3)}")
 
 
 def gguf_card(use: Use, sizes: Mapping[str, int], losses: Mapping[str, float], licence: str | None) -> str:
@@ -49,12 +50,12 @@ def gguf_card(use: Use, sizes: Mapping[str, int], losses: Mapping[str, float], l
     front |= {"license": licence} if licence else {}
     front |= {"pipeline_tag": "text-generation", "tags": ["gguf", "merge", "rpam_lite"]}
     rows = [
-        f"| `{name}` | {size / 1e9:.2f} GB | {f'{losses[name]:.4f}' if name in losses else '-'} |"
+        f"| `{name}` | {size_text(size)} | {f'{losses[name]:.2g}' if name in losses else '-'} |"
         for name, size in sizes.items()
     ]
     table = "\n".join(["| file | size | mean KL divergence, nats a token |", "|---|---:|---:|", *rows])
     head = f"# {use.name}, quantized\n\nGGUF files of [{use.checkpoint}](https://huggingface.co/{use.checkpoint}).\n\n"
-    return _card(front, f"{head}{table}\n\n{as_markdown(use)}")
+    return _card(front, f"{head}{table}\n\n{as_markdown(use, 2, ('llama.cpp', 'Ollama'))}")
 
 
 def licence_in(card: str) -> str | None:

@@ -259,7 +259,9 @@ def test_everything_goes_where_it_belongs(run: Run, hub: Hub) -> None:
         "ada/tiny",
         "quantized",
     )
-    assert b"| `tiny-q4_k_m.gguf` | 0.00 GB | 0.0340 |" in gguf["README.md"]
+    assert b"| `tiny-q4_k_m.gguf` | 12 B | 0.034 |" in gguf["README.md"]
+    assert b"vllm serve ada/tiny" in merge["README.md"]
+    assert b"vllm" not in gguf["README.md"]
     params = json.loads(gguf["params"])
     assert (params["temperature"], params["num_ctx"], params["stop"][0]) == (0.6, 16384, "<|im_end|>")
     assert hub.public == {"ada/tiny", "ada/tiny-GGUF"}
