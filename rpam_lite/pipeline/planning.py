@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -68,9 +69,13 @@ class CardPlans:
         table = Table(title=title)
         for column in ("card", "layers", "hidden states", "device peak", "host peak", "disk", "moved a step", "a step"):
             table.add_column(column, justify="left" if column in ("card", "layers", "hidden states") else "right")
-        for card in self.cards:
-            table.add_row(card.card, *([*_cells(card.plan), _about(card.step_seconds)] if card.plan else [card.why]))
+        for cells in self.rows():
+            table.add_row(*cells)
         return table
+
+    def rows(self) -> list[list[str]]:
+        """The table's cells; a card on which nothing works has two, the second saying what would."""
+        return [[c.card, *([*_cells(c.plan), _about(c.step_seconds)] if c.plan else [c.why])] for c in self.cards]
 
     def in_full(self) -> str:
         """How steps are counted, and what takes how much where on the smallest card that works."""
@@ -93,7 +98,12 @@ class CardPlans:
 
 
 def plan_cards(
-    recipe: Recipe | None, shape: str | None, questions: int | None, tokens: int | None, host: int | None
+    recipe: Recipe | None,
+    shape: str | None,
+    questions: int | None,
+    tokens: int | None,
+    host: int | None,
+    resident: int | None = None,
 ) -> CardPlans:
     """The best way of working on cards of 8, 12, 16 and 24 GB, and that on the CPU.
 
@@ -104,6 +114,7 @@ def plan_cards(
         tokens: Prompt and response of each; half of them are taken for the response. Twice the recipe's
             `capture.answer_tokens`, or 256, without it.
         host: Host memory in bytes; what is free without it.
+        resident: Bytes of it that Python and its libraries take; what they take now without it.
 
     Raises:
         RpamError: Neither recipe nor shape; or the parents can't be read, and their shape is not known.
@@ -128,7 +139,7 @@ def plan_cards(
     for name, device in [*((f"{gb} GB", int(_USABLE * gb * 10**9)) for gb in CARDS), ("CPU", None)]:
         budget = Budget(device, host_bytes, disk)
         try:
-            plan = choose(model, work, budget, codec, resident_memory())
+            plan = choose(model, work, budget, codec, resident or resident_memory())
         except RpamError as error:
             cards.append(CardPlan(name, budget, None, str(error).split(": ", 1)[-1].split(". Raise")[0]))
             continue
@@ -146,13 +157,8 @@ def _step_seconds(model: ModelSize, work: WorkSize, plan: Plan, on_card: bool, t
 
 
 def _about(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 100
-        else f"{seconds / 60:.0f} min"
-        if seconds < 6000
-        else f"{seconds / 3600:.0f} h"
-    )
+    unit, size = next((u, s) for u, s in (("h", 3600), ("min", 60), ("s", 1)) if seconds >= 1.5 * s or s == 1)
+    return f"{seconds / size:.0f} {unit}"
 
 
 def _config_of(recipe: Recipe) -> tuple[Any, str]:
@@ -160,7 +166,7 @@ def _config_of(recipe: Recipe) -> tuple[Any, str]:
     try:
         with TemporaryDirectory() as place:
             folder = _config_folder(with_headers(recipe, Path(place)))
-            return load_config(folder), str(folder).removeprefix(f"{place}/")
+            return load_config(folder), str(folder).removeprefix(f"{place}{os.sep}")
     except RpamError:
         hub_id = on_hub(recipe).get("short", "")
         if (known := shape_of_hub_id(hub_id)) is None:

@@ -47,7 +47,7 @@ def check_disk(source: ParentSource, config: Any, recipe: Recipe, run_folder: Pa
         message = f"{existing}: no permission to write; choose another folder with --runs."
         yield Finding("ERROR", "disk", message)
         return
-    stages = _bytes_by_stage(source, config, recipe)
+    stages = bytes_by_stage(source, config, recipe)
     there = sum(f.stat().st_size for f in run_folder.rglob("*") if f.is_file())
     needed, free = max(0, sum(stages.values()) - there), shutil.disk_usage(existing).free
     listed = ", ".join(f"{stage} {size_text(size)}" for stage, size in stages.items())
@@ -55,16 +55,17 @@ def check_disk(source: ParentSource, config: Any, recipe: Recipe, run_folder: Pa
     yield Finding("ERROR" if free < needed else "INFO", "disk", message)
 
 
-def _bytes_by_stage(source: ParentSource, config: Any, recipe: Recipe) -> dict[str, int]:
+def bytes_by_stage(source: ParentSource, config: Any, recipe: Recipe) -> dict[str, int]:
+    """What each stage will leave on the disk, about."""
     values = sum(prod(source.shape(name)) for name in source.names())
     captured = recipe.merge.method == OURS or "capture" in method_of(recipe.merge.method, {})[0].needs
     hidden = config.hidden_size * config.num_hidden_layers if captured else 0
     merged = values * (4 if recipe.merge.dtype == "float32" else 2)
     gguf = values * (4 if recipe.export.type == "F32" else 2)
-    tokens = 2 * recipe.capture.questions_per_class * _TOKENS
+    kept = estimated_work(recipe, 2 * recipe.capture.questions_per_class, _TOKENS).kept
     return {
         "label": 2 * gguf,
-        "capture": 2 * 2 * tokens * hidden,
+        "capture": 2 * 2 * kept * hidden,
         "merge": merged,
         "export": gguf,
         "quantize": int(sum(values * _BITS.get(t, 16) / 8 for t in recipe.quantize.types)),
