@@ -18,6 +18,7 @@ from quant.tasks import verify, workers
 from quant.tasks.grader import Verdict, check_grader, grade, is_gradable, last_boxed
 from quant.tasks.verify import verified
 from rpam_lite.errors import RpamError
+from tests.conftest import ROOT
 
 
 @pytest.mark.parametrize(
@@ -329,3 +330,16 @@ def test_real_gold_answers_grade_right_against_themselves(shared_data: Path) -> 
     with ThreadPoolExecutor(workers.WORKERS) as threads:
         wrong = {gold for gold, is_right in zip(golds, threads.map(right, golds), strict=True) if not is_right}
     assert wrong == EXCEPTIONS
+
+
+def test_importing_math_verify_is_not_counted_as_grading(tmp_path: Path) -> None:
+    """It takes longer than an answer may where nothing is cached; every answer was wrong there."""
+    (tmp_path / "math_verify.py").write_text(
+        "import time\ntime.sleep(1.5)\ndef parse(text, **_): return [text]\ndef verify(a, b, **_): return a == b\n",
+        encoding="utf-8",
+    )
+    code = "from quant.tasks.verify import verified; print(*(verified('1', gold, seconds=1.0) for gold in '12'))"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    command = [sys.executable, "-c", code]
+    told = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", check=True)
+    assert told.stdout.split() == ["True", "False"]
