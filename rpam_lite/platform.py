@@ -17,14 +17,14 @@ import time
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import psutil
-
 # Seconds to wait before each further try: a virus scanner or an indexer lets go soon.
 _WAITS = (0.05, 0.1, 0.2, 0.4, 0.8)
 
 
 def free_memory() -> int:
     """Bytes that can be had without swapping, and not above this process's own limit."""
+    import psutil
+
     free = int(psutil.virtual_memory().available)
     if sys.platform != "win32":
         import resource
@@ -37,6 +37,8 @@ def free_memory() -> int:
 
 def resident_memory() -> int:
     """Bytes of memory that this process holds."""
+    import psutil
+
     return int(psutil.Process().memory_info().rss)
 
 
@@ -56,6 +58,8 @@ def peak_memory(process: int | None = None) -> int:
     Returns:
         Bytes; 0 if there is no such process (any more).
     """
+    import psutil
+
     try:
         if sys.platform == "linux":
             status = Path(f"/proc/{process or 'self'}/status").read_text(encoding="ascii", errors="replace")
@@ -75,6 +79,8 @@ def boot_id() -> str:
     file = Path("/proc/sys/kernel/random/boot_id")
     if sys.platform == "linux" and file.exists():
         return file.read_text(encoding="ascii").strip()
+    import psutil
+
     return str(round(psutil.boot_time()))
 
 
@@ -143,6 +149,8 @@ def end_group(process: subprocess.Popen[str]) -> None:
     """End a process that was started `in_own_group`, with all that it started, and wait for it."""
     if process.poll() is None:
         if sys.platform == "win32":
+            import psutil
+
             with contextlib.suppress(psutil.Error):
                 for child in psutil.Process(process.pid).children(recursive=True):
                     with contextlib.suppress(psutil.Error):

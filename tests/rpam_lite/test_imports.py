@@ -13,7 +13,7 @@ from rpam_lite.pipeline.names import STAGE_HELP
 from rpam_lite.pipeline.trip import STAGES
 
 # Beside what the extras bring: each takes tenths of a second, or imports something that does.
-SLOW = {"numpy", "scipy", "yaml", "huggingface_hub", "safetensors", "jinja2", "rpam_lite.recipe", "quant"}
+SLOW = {"numpy", "psutil", "scipy", "yaml", "huggingface_hub", "safetensors", "jinja2", "rpam_lite.recipe", "quant"}
 # Typer itself imports it to read a command's arguments.
 SLOW_BEFORE_A_COMMAND = {"pydantic"}
 
