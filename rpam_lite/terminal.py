@@ -118,7 +118,8 @@ class Lines:
 
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
-        return Text(rate_text(task.completed, task.elapsed) if task.completed and task.elapsed else "")
+        spent = task.finished_time if task.finished else task.elapsed
+        return Text(rate_text(task.completed, spent) if task.completed and spent else "")
 
 
 class _Count(MofNCompleteColumn):

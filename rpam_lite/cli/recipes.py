@@ -19,8 +19,8 @@ def init_command(
     long: Annotated[str | None, typer.Option(help="the Long-CoT model: a folder, or an id on the hub")] = None,
     short: Annotated[str | None, typer.Option(help="the Short-CoT model")] = None,
     base: Annotated[str, typer.Option(help="what both were tuned from, if it is at hand")] = "",
-    questions: Annotated[str | None, typer.Option(help="file of calibration questions")] = None,
-    held_out: Annotated[str | None, typer.Option(help="file of other questions, to measure on")] = None,
+    questions: Annotated[str | None, typer.Option(help="to calibrate on: a file, or a data set as gsm8k:train")] = None,
+    held_out: Annotated[str | None, typer.Option(help="other questions, to measure on")] = None,
 ) -> None:
     """Write a first recipe for two models; what no option gives is asked for.
 
@@ -33,8 +33,8 @@ def init_command(
     wishes = Wishes(
         long or _asked("Long-CoT model (folder, or org/name on the hub)", "--long"),
         short or _asked("Short-CoT model", "--short"),
-        questions or _asked("Calibration questions (.jsonl)", "--questions", "calibration.jsonl"),
-        held_out or _asked("Questions to measure on (.jsonl)", "--held-out", "evaluation.jsonl"),
+        questions or _asked("Calibration questions (a file or a data set)", "--questions", "gsm8k:train"),
+        held_out or _asked("Questions to measure on (a file or a data set)", "--held-out", "gsm8k"),
         base,
     )
     console = Console(soft_wrap=True, highlight=False)

@@ -19,11 +19,16 @@ from rpam_lite.recipe import Recipe, load_recipe
 _SAME = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 # Tokens left for the prompt where a model's context is short.
 _PROMPT = 256
+# Questions drawn of a data set, where it is named without a number.
+_CALIBRATION, _HELD_OUT = 300, 200
 
 
 @dataclass(frozen=True)
 class Wishes:
-    """What a first recipe is made of; paths as the user gave them, from the folder that the command runs in."""
+    """What a first recipe is made of; paths as the user gave them, from the folder that the command runs in.
+
+    `questions` and `held_out` are files, or data sets by name, as gsm8k:train.
+    """
 
     long: str
     short: str
@@ -102,12 +107,21 @@ def _lines(file: Path, wishes: Wishes, configs: dict[str, dict[str, Any] | None]
     limit = [f"  max_tokens: {most} # the models' context, less {_PROMPT} for the prompt"] if most else []
     yield ""
     yield "label: # which questions deserve long reasoning: both parents answer these"
-    yield f"  questions: {as_scalar(_placed(wishes.questions, folder))}"
+    yield f"  questions: {_questions(wishes.questions, folder, _CALIBRATION)}"
     yield from limit
     yield ""
     yield "eval: # measured on these, which no stage before has seen"
-    yield f"  questions: {as_scalar(_placed(wishes.held_out, folder))}"
+    yield f"  questions: {_questions(wishes.held_out, folder, _HELD_OUT)}"
     yield from limit
+
+
+def _questions(given: str, folder: Path, size: int) -> str:
+    """A file, or so many questions of a data set."""
+    from quant.tasks.benchmarks import benchmark_named
+
+    if Path(given).suffix or benchmark_named(given.partition("@")[0]) is None:
+        return as_scalar(_placed(given, folder))
+    return f"{{{as_scalar(given)}: {size}}} # so many of a data set; `all`, other sets, or a file of your own"
 
 
 def _most_tokens(configs: dict[str, dict[str, Any] | None]) -> int | None:

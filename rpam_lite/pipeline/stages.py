@@ -32,7 +32,8 @@ def run_label(run: Run) -> None:
     for name, source in (("long", long), ("short", short)):
         if not parent_gguf(run, name).exists():
             # In the donor's vocabulary: both are asked with the same token ids.
-            write_gguf(source, donor.config, donor.folder, parent_gguf(run, name), recipe.export.type, name)
+            file, step = parent_gguf(run, name), run.progress.start(f"exporting {name}", len(source.names()))
+            write_gguf(source, donor.config, donor.folder, file, recipe.export.type, name, step)
     prompts = donor_prompts(run, questions)
     rule = rule_of(settings.rule, settings.price)
     found = draw_samples(run, questions, prompts, donor_opens_think(run), rule)
