@@ -194,7 +194,11 @@ class Capture(_Section):
     response_tokens: Positive | None = Field(None, description="keep the first R response tokens; all without it")
     response_stride: Positive = Field(1, description="of the response, keep every n-th token")
     skip_first_token: bool = Field(True, description="leave the attention sink at position 0 out")
-    top_k: Positive = Field(64, description="next-token log-probabilities kept a position, tail apart")
+    top_k: Positive | Literal["auto"] = Field(
+        "auto",
+        description="next-token log-probabilities kept a position, tail apart; auto: the least power of two that "
+        "loses less than 1 % of the KL divergence between the parents",
+    )
 
 
 class Release(_Section):

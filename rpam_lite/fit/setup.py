@@ -14,13 +14,15 @@ from rpam_lite.fit.coefficients import grouping
 from rpam_lite.fit.problem import Problem, Stores
 from rpam_lite.platform import resident_memory
 from rpam_lite.recipe import Recipe
-from rpam_lite.streaming.activations import CalibrationSet
+from rpam_lite.streaming.activations import CalibrationSet, stored_top_k
 from rpam_lite.streaming.ends import Ends
 from rpam_lite.streaming.machine import budget_of, device_of
-from rpam_lite.streaming.plan import Budget, ModelSize, Plan, WorkSize, choose, model_size
+from rpam_lite.streaming.plan import Budget, ModelSize, Plan, WorkSize, choose, fits, model_size, plan_for
 from rpam_lite.streaming.skeleton import Skeleton
 from rpam_lite.streaming.store import StoreName, open_store
+from rpam_lite.streaming.top_k import MOST_TOP_K
 from rpam_lite.streaming.weights import WeightSource
+from rpam_lite.streaming.work import ASSUMED_TOP_K, assumed_top_k
 
 
 @dataclass(frozen=True)
@@ -36,13 +38,20 @@ class Planned:
     plan: Plan
 
 
-def plan_recipe(recipe: Recipe, questions: CalibrationSet, folder: Path) -> Planned:
-    """Choose how to work on this pair and calibration set; `folder` is where scratch files would go.
+def plan_recipe(recipe: Recipe, questions: CalibrationSet, folder: Path, captured: Path | None = None) -> Planned:
+    """Choose how to work on this pair and calibration set.
+
+    Args:
+        recipe: The recipe.
+        questions: Its calibration set.
+        folder: Where scratch files would go.
+        captured: The capture's folder, once it is done: it knows how many log-probabilities a position are kept.
 
     Raises:
         RpamError: As `plan_work`.
     """
-    return plan_work(recipe, work_size(questions, recipe.capture.top_k), folder)
+    top_k = assumed_top_k(recipe) if captured is None else stored_top_k(captured)
+    return plan_work(recipe, work_size(questions, top_k), folder)
 
 
 def plan_work(recipe: Recipe, work: WorkSize, folder: Path) -> Planned:
@@ -61,6 +70,17 @@ def plan_work(recipe: Recipe, work: WorkSize, folder: Path) -> Planned:
     codec = None if recipe.memory.codec == "auto" else recipe.memory.codec
     plan = choose(model, work, budget, codec, resident_memory())
     return Planned(long, short, skeleton, model, work, budget, plan)
+
+
+def largest_top_k(planned: Planned) -> int:
+    """Log-probabilities a position that the plan's budget still holds: a power of two."""
+    top_k, on_cpu = ASSUMED_TOP_K, planned.budget.device is None
+    while top_k < MOST_TOP_K:
+        more = replace(planned.work, top_k=2 * top_k)
+        if not fits(plan_for(planned.plan.way, planned.model, more, on_cpu, planned.plan.resident), planned.budget):
+            break
+        top_k *= 2
+    return top_k
 
 
 def work_size(questions: CalibrationSet, top_k: int) -> WorkSize:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rpam_lite.fit.coefficients import Coefficients
     from rpam_lite.fit.problem import Problem, Reducer
     from rpam_lite.fit.setup import Planned
+    from rpam_lite.streaming.top_k import TopK
 
     Fitted = tuple[Coefficients, dict[str, Any]]  # with the contents of fit.json
 
@@ -35,7 +36,7 @@ def run_capture(run: Run) -> None:
     import torch
 
     from rpam_lite.fit.batches import micro_batches
-    from rpam_lite.fit.setup import open_weights, plan_recipe
+    from rpam_lite.fit.setup import largest_top_k, open_weights, plan_recipe
     from rpam_lite.streaming.activations import PARENTS
     from rpam_lite.streaming.capture import capture
     from rpam_lite.streaming.codec import coarsest_codec
@@ -55,7 +56,18 @@ def run_capture(run: Run) -> None:
     batches = micro_batches([len(t) for t in questions.token_ids], planned.plan.way.micro_tokens)
     step = run.progress.start("capturing hidden states", planned.skeleton.layers)
     with _advice(planned):
-        capture(source, ends, questions, batches, settings.top_k, folder, planned.plan.way.dtype, partial(step, ""))
+        kept = capture(
+            source,
+            ends,
+            questions,
+            batches,
+            settings.top_k,
+            folder,
+            planned.plan.way.dtype,
+            partial(step, ""),
+            largest_top_k(planned),
+        )
+    _say_top_k(run, kept)
     rows = survey(source)
     shutil.rmtree(scratch, ignore_errors=True)
     write_json(folder / "layers.json", {"version": 1, "codec": source.codec, "layers": [vars(row) for row in rows]})
@@ -65,6 +77,18 @@ def run_capture(run: Run) -> None:
                 f"WARNING: {source.codec} moves the weights of layer {row.layer} by {row.codec_error:.2f} of the task "
                 f"vector's norm; set `memory.codec` to {coarsest_codec(row.task_vector, CODEC_ERROR_LIMIT)}"
             )
+
+
+def _say_top_k(run: Run, kept: TopK) -> None:
+    from rpam_lite.streaming.top_k import MOST_TOP_K, TOLERANCE
+
+    run.say(
+        f"targets: the top {kept.top_k} log-probabilities a position lose {100 * kept.lost:.2g} % of the parents' KL "
+        f"divergence ({kept.kl:.3g} nats a position, on {kept.positions} of them)"
+    )
+    if kept.lost >= TOLERANCE:
+        limit = "" if kept.top_k >= MOST_TOP_K else ", if `memory.host` allows it"
+        run.say(f"WARNING: that is {100 * TOLERANCE:g} % or more; set `capture.top_k` to a larger number{limit}")
 
 
 def run_fit(run: Run) -> None:
@@ -122,7 +146,7 @@ def fit_share(run: Run, rank: int, world: int, reduce: Reducer) -> dict[float | 
     recipe, settings, folder = run.recipe, run.recipe.fit, run.of("fit")
     torch.set_num_threads(recipe.threads)
     questions = load_questions(run.of("capture"))
-    planned = plan_recipe(recipe, questions, run.folder)
+    planned = plan_recipe(recipe, questions, run.folder, run.of("capture"))
     run.say(f"plan: {describe(planned.plan.way)}")
     scratch = folder / (SCRATCH if world == 1 else f"{SCRATCH}-{rank}")
     found: dict[float | None, Fitted] = {}

@@ -33,11 +33,12 @@ def run_imatrix(run: Run) -> None:
     from rpam_lite.streaming.merged import one_parent
     from rpam_lite.streaming.passes import Streamed
     from rpam_lite.streaming.weights import WeightSource
+    from rpam_lite.streaming.work import assumed_top_k
 
     recipe = run.recipe
     torch.set_num_threads(recipe.threads)
     questions = calibration_traces(run).questions
-    planned = plan_work(recipe, work_size(questions, recipe.capture.top_k), run.folder)
+    planned = plan_work(recipe, work_size(questions, assumed_top_k(recipe)), run.folder)
     merged, skeleton, way = CheckpointSource(merged_folder(run)), planned.skeleton, planned.plan.way
     # Both "parents" are the merge itself, read from its folder as it will be exported.
     source = WeightSource(merged, merged, skeleton, "exact", "disk", skeleton.device)

@@ -31,7 +31,7 @@ def fit_as_released(run: Run) -> tuple[Coefficients, dict[str, Any]]:
     recipe, settings, folder = run.recipe, run.recipe.fit.release, run.of("fit")
     torch.set_num_threads(recipe.threads)
     questions = load_questions(run.of("capture"))
-    planned = plan_recipe(recipe, questions, run.folder)
+    planned = plan_recipe(recipe, questions, run.folder, run.of("capture"))
     way, skeleton = planned.plan.way, planned.skeleton
     run.say("preset release: one coefficient a weight, fitted as the RPAM release does; its memory is not planned")
     if unread := sorted(recipe.fit.model_fields_set - {"preset", "release"}):

@@ -70,7 +70,7 @@ def _models(run: Run, options: Mapping[str, float]) -> Models:
     from rpam_lite.fit.batches import micro_batches
     from rpam_lite.fit.setup import plan_work, work_size
     from rpam_lite.merge.models import Models
-    from rpam_lite.streaming.activations import load_questions
+    from rpam_lite.streaming.activations import load_questions, stored_top_k
     from rpam_lite.streaming.ends import Ends
     from rpam_lite.streaming.passes import Streamed
     from rpam_lite.streaming.plan import describe
@@ -81,7 +81,7 @@ def _models(run: Run, options: Mapping[str, float]) -> Models:
     recipe, scratch = run.recipe, run.of("statistics") / "scratch"
     questions = load_questions(run.of("capture")) if is_captured(recipe) else None
     work = (
-        work_size(questions, recipe.capture.top_k)
+        work_size(questions, stored_top_k(run.of("capture")))
         if questions is not None
         else estimated_work(recipe, int(options["sequences"]), int(options["tokens"]))
     )

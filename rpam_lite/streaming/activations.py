@@ -2,6 +2,7 @@
 
 questions.safetensors           token ids, prompt lengths, labels, kept positions, all ragged
 layer-000.safetensors ...       both parents' hidden states after each decoder layer, bf16
+top_k.json                      how many log-probabilities a position are kept, and what that loses
 targets.safetensors             the selected parent's next-token distribution on its response, and the
                                 other one's where the answer begins
 """
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from rpam_lite.checkpoint.files import whole_file
@@ -141,6 +143,12 @@ def load_targets(folder: Path, questions: CalibrationSet) -> tuple[list[Targets]
         return [Targets(ids.long(), logprobs, tail) for ids, logprobs, tail in pieces]
 
     return split("", counts), split("other_", [1] * len(questions))
+
+
+def stored_top_k(folder: Path) -> int:
+    """How many log-probabilities a position the capture has kept."""
+    with safe_open(folder / "targets.safetensors", framework="pt") as opened:
+        return int(opened.get_slice("ids").get_shape()[1])
 
 
 def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from rpam_lite.checkpoint.files import whole_file
+from rpam_lite.checkpoint.files import whole_file, write_json
 from rpam_lite.errors import RpamError
 from rpam_lite.recipe import Capture
 from rpam_lite.streaming.activations import (
@@ -31,6 +32,7 @@ from rpam_lite.streaming.activations import (
 from rpam_lite.streaming.ends import Ends
 from rpam_lite.streaming.merged import merged_layer, merged_tensor, one_parent
 from rpam_lite.streaming.next_token import top_k_targets
+from rpam_lite.streaming.top_k import MOST_TOP_K, SAMPLE, TopK, choose_top_k, powers_of_two
 from rpam_lite.streaming.weights import WeightSource
 
 
@@ -107,11 +109,12 @@ def capture(
     ends: Ends,
     questions: CalibrationSet,
     batches: Sequence[Sequence[int]],
-    top_k: int,
+    top_k: int | Literal["auto"],
     folder: Path,
     dtype: torch.dtype = torch.float32,
     on_layer: Callable[[], None] = lambda: None,
-) -> None:
+    most_top_k: int = MOST_TOP_K,
+) -> TopK:
     """Write both parents' hidden states and their next-token distributions.
 
     Layer by layer: each is loaded once and run for both parents. The streams between two layers are
@@ -122,10 +125,14 @@ def capture(
         ends: Their embeddings and heads.
         questions: The calibration set.
         batches: Its questions in micro-batches.
-        top_k: Next-token log-probabilities kept a position.
+        top_k: Next-token log-probabilities kept a position; `auto`: as many as the parents' own KL divergence needs.
         folder: Where the files go, each whole or absent.
         dtype: What the layers compute in.
         on_layer: Called after each layer.
+        most_top_k: What `auto` takes at most.
+
+    Returns:
+        The k that is kept, and how much of the KL divergence it loses.
 
     Raises:
         RpamError: A hidden state is inf or NaN.
@@ -162,9 +169,33 @@ def capture(
         save_layer(kept["long"], kept["short"], torch.stack(gaps).mean(), folder, layer)
         _streams_file(folder, layer - 1).unlink(missing_ok=True)
         on_layer()
-    selected = _targets(ends, questions, batches, streams, top_k, dtype)
-    save_targets(selected, _targets(ends, questions, batches, streams, top_k, dtype, of_other=True), folder)
+    most = min(most_top_k if top_k == "auto" else top_k, ends.vocabulary)
+    kept_k = _measured_top_k(
+        ends, questions, batches, streams, powers_of_two(most) if top_k == "auto" else [most], dtype
+    )
+    write_json(folder / "top_k.json", {"version": 1, "setting": top_k, **asdict(kept_k)})
+    selected = _targets(ends, questions, batches, streams, kept_k.top_k, dtype)
+    save_targets(selected, _targets(ends, questions, batches, streams, kept_k.top_k, dtype, of_other=True), folder)
     _streams_file(folder, skeleton.layers - 1).unlink(missing_ok=True)
+    return kept_k
+
+
+def _measured_top_k(
+    ends: Ends,
+    questions: CalibrationSet,
+    batches: Sequence[Sequence[int]],
+    streams: dict[str, list[torch.Tensor]],
+    candidates: list[int],
+    dtype: torch.dtype,
+) -> TopK:
+    """Choose k on target positions spread evenly over all questions."""
+    place = {q: (b, row) for b, batch in enumerate(batches) for row, q in enumerate(batch)}
+    positions = [(q, at) for q in range(len(questions)) for at in questions.target_positions(q).tolist()]
+    sample = positions[:: -(-len(positions) // SAMPLE)]
+    states = {
+        parent: torch.stack([streams[parent][place[q][0]][place[q][1], at] for q, at in sample]) for parent in PARENTS
+    }
+    return choose_top_k(ends, states, questions.is_long[[q for q, _ in sample]], candidates, dtype)
 
 
 def _targets(

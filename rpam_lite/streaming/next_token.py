@@ -36,7 +36,7 @@ def top_k_targets(
         One for each of `hidden`.
     """
     k = min(k, ends.vocabulary)
-    tail = _merged_tail(ends, lambda_of, dtype)
+    tail = merged_tail(ends, lambda_of, dtype)
     normed = [ends.skeleton.final_norm(h.to(ends.device, dtype), tail) for h in hidden]
     best = [(torch.empty(len(h), 0), torch.empty(len(h), 0, dtype=torch.int64)) for h in hidden]
     sums = [torch.full((len(h),), -torch.inf) for h in hidden]
@@ -88,7 +88,7 @@ def head_gradient(
     targets = [torch.zeros(t.shape, dtype=exact, device=ends.device) for t in ids]
     sums = [torch.full((len(h),), -torch.inf, dtype=exact, device=ends.device) for h in hidden]
     means = [torch.zeros_like(total) for total in sums]
-    tail = {name: tensor.requires_grad_() for name, tensor in _merged_tail(ends, lambda_of, dtype).items()}
+    tail = {name: tensor.requires_grad_() for name, tensor in merged_tail(ends, lambda_of, dtype).items()}
     leaves = [h.detach().requires_grad_() for h in hidden]
     with torch.no_grad():
         # Kept where `hidden` is: on the host, the device holds one micro-batch at a time.
@@ -154,5 +154,6 @@ def _inside(ids: torch.Tensor, start: int, rows: int) -> tuple[torch.Tensor, tor
     return here, torch.where(here, ids - start, 0)
 
 
-def _merged_tail(ends: Ends, lambda_of: LambdaOf, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def merged_tail(ends: Ends, lambda_of: LambdaOf, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The merged tensors between the last layer and the head, by name."""
     return {name: merged_tensor(pair, lambda_of(name), dtype) for name, pair in ends.tail().items()}

@@ -5,6 +5,9 @@ from __future__ import annotations
 from rpam_lite.recipe import Recipe
 from rpam_lite.streaming.plan import WorkSize
 
+# What `capture.top_k: auto` is planned with; it takes more only where that fits the budget too.
+ASSUMED_TOP_K = 64
+
 
 def estimated_work(recipe: Recipe | None, questions: int, tokens: int) -> WorkSize:
     """A calibration set of this many questions and tokens, as the recipe would keep it."""
@@ -25,5 +28,10 @@ def estimated_work(recipe: Recipe | None, questions: int, tokens: int) -> WorkSi
         kept=questions * kept,
         targets=questions * (response + 1),
         distinct=min(questions * tokens, 8192),
-        top_k=recipe.capture.top_k if recipe else 64,
+        top_k=assumed_top_k(recipe),
     )
+
+
+def assumed_top_k(recipe: Recipe | None) -> int:
+    """Log-probabilities a position, as far as that is known before the capture."""
+    return ASSUMED_TOP_K if recipe is None or recipe.capture.top_k == "auto" else recipe.capture.top_k
