@@ -165,7 +165,7 @@ def member_files(run: Run, models: Path) -> dict[str, Path]:
 def partial_scalars(run: Run, weight: float) -> dict[str, Coefficients]:
     """Interpolation of some of the tensors alone: the MLPs, or the later half of the layers; the rest stays Short's."""
     skeleton = Skeleton(run.pair().donor.folder)
-    groups = list(grouping(skeleton.tensors(), "block").rows)
+    groups = list(grouping(skeleton.tensors(), "block").size)
     late = tuple(f"layers.{i}." for i in range(skeleton.layers // 2, skeleton.layers))
     chosen = {
         f"MLPs alone {weight:g}": [g for g in groups if g.endswith(".mlp")],

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from rpam_lite.checkpoint.arithmetic import Lambda, LowRank
 from rpam_lite.errors import RpamError
 
 
@@ -21,7 +22,7 @@ def mergekit_config(
     donor: str,
     layers: Sequence[Sequence[str]],
     outside: Sequence[str],
-    lambda_of: Callable[[str], float | torch.Tensor],
+    lambda_of: Callable[[str], Lambda],
     dtype: str,
 ) -> dict[str, Any]:
     """Contents of a mergekit configuration file.
@@ -62,10 +63,11 @@ def _source(folder: Path, parent: str, layer: int, lambdas: dict[str, float]) ->
     return {"model": str(folder), "layer_range": [layer, layer + 1], "parameters": {"weight": weights}}
 
 
-def _one(value: float | torch.Tensor, name: str) -> float:
-    if isinstance(value, torch.Tensor) and value.numel() != 1:
+def _one(value: Lambda, name: str) -> float:
+    if isinstance(value, LowRank) or (isinstance(value, torch.Tensor) and value.numel() != 1):
+        count = "one a weight" if isinstance(value, LowRank) else str(value.numel())
         raise RpamError(
-            f"{name}: has {value.numel()} coefficients and mergekit knows one a tensor; fit with "
+            f"{name}: has {count} coefficients and mergekit knows one a tensor; fit with "
             "`fit.granularity` layer, block or matrix."
         )
     return float(value)

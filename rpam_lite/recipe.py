@@ -231,7 +231,8 @@ class Fit(_Section):
     )
     release: Release = Release()
 
-    granularity: Literal["scalar", "layer", "block", "matrix", "row"] = "layer"
+    granularity: Literal["scalar", "layer", "block", "matrix", "row", "low_rank"] = "layer"
+    rank: Positive = Field(2, description="of `granularity: low_rank`: products of a row's and a column's number")
     start: float = 0.5
     alignment: Literal["gap", "mean", "raw", "cosine"] = Field("gap", description="form of the alignment term")
     alignment_weight: NonNegative = 0.0
@@ -276,6 +277,7 @@ class Fit(_Section):
     @model_validator(mode="after")
     def _keys_fit_together(self) -> Fit:
         for key, needs, read in (
+            ("rank", "granularity: low_rank", self.granularity == "low_rank"),
             ("decision_share", "kl_form: mean", self.kl_form == "mean"),
             ("temperature", "contrastive_weight", self.contrastive_weight > 0),
             ("output_temperature", "output_contrast_weight", self.output_contrast_weight > 0),

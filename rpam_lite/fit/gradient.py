@@ -19,7 +19,7 @@ from rpam_lite.fit.outputs import output_terms, tokens_read
 from rpam_lite.fit.problem import LAYER_TERMS, TERMS, Problem, Reducer, Stores, weighted_terms
 from rpam_lite.recipe import Fit
 from rpam_lite.streaming.capture import check_finite, gather_positions
-from rpam_lite.streaming.merged import LambdaOf, lambda_gradient, merged_layer, merged_tensor
+from rpam_lite.streaming.merged import AddGradient, LambdaOf, lambda_gradient, merged_layer, merged_tensor
 from rpam_lite.streaming.next_token import head_gradient
 from rpam_lite.streaming.skeleton import LayerCall
 from rpam_lite.streaming.weights import LayerPairs
@@ -72,12 +72,12 @@ def joint_gradient(
     def lambda_of(name: str) -> torch.Tensor:
         return grouping.of(values, name)
 
-    def gradient_of(name: str) -> torch.Tensor:
-        return grouping.of(gradient, name)
+    def add_gradient(name: str, of_lambda: torch.Tensor) -> None:
+        grouping.add_gradient(gradient, values, name, of_lambda)
 
     calls, terms = _sweep_up(problem, values.dtype, lambda_of, stores)
-    terms[LAYER_TERMS:] = _next_token_terms(problem, values.dtype, lambda_of, gradient_of, stores)
-    _sweep_down(problem, calls, lambda_of, gradient_of, stores)
+    terms[LAYER_TERMS:] = _next_token_terms(problem, values.dtype, lambda_of, add_gradient, stores)
+    _sweep_down(problem, calls, lambda_of, add_gradient, stores)
     summed = reduce(torch.cat([terms, gradient]))
     return summed[: len(TERMS)], summed[len(TERMS) :]
 
@@ -135,7 +135,7 @@ def _next_token_terms(
     problem: Problem,
     exact: torch.dtype,
     lambda_of: LambdaOf,
-    gradient_of: LambdaOf,
+    add_gradient: AddGradient,
     stores: Stores,
 ) -> torch.Tensor:
     """The terms of the outputs [4]; their gradient with respect to the final hidden states starts the way down."""
@@ -158,7 +158,7 @@ def _next_token_terms(
 
     ids = [tokens_read(batch, settings) for batch in problem.batches]
     with_entropy = settings.entropy_weight != 0
-    gradients = head_gradient(problem.ends, final, ids, loss, lambda_of, gradient_of, problem.dtype, with_entropy)
+    gradients = head_gradient(problem.ends, final, ids, loss, lambda_of, add_gradient, problem.dtype, with_entropy)
     for b, (batch, found) in enumerate(zip(problem.batches, gradients, strict=True)):
         upstream = stores.upstream.get(0, b)
         upstream[batch.target_rows, batch.target_columns] = found.to(upstream)
@@ -170,13 +170,13 @@ def _sweep_down(
     problem: Problem,
     calls: list[list[LayerCall]],
     lambda_of: LambdaOf,
-    gradient_of: LambdaOf,
+    add_gradient: AddGradient,
     stores: Stores,
 ) -> None:
     """Run every layer again, from the last to the first, and add to lambda's gradient."""
     skeleton, layers = problem.skeleton, problem.skeleton.layers
     for layer, pairs in problem.source.sweep(range(layers - 1, -1, -1)):
-        _layer_down(problem, layer, pairs, calls, lambda_of, gradient_of, stores)
+        _layer_down(problem, layer, pairs, calls, lambda_of, add_gradient, stores)
         stores.inputs.drop(layer)
         stores.injected.drop(layer)
     weight = lambda_of(skeleton.embedding)
@@ -185,7 +185,7 @@ def _sweep_down(
         embedded = merged_tensor(pair, weight, problem.dtype).requires_grad_()
         first, _ = skeleton.calls(embedded)
         (found_,) = torch.autograd.grad(first, embedded, stores.upstream.get(0, b))
-        gradient_of(skeleton.embedding).add_(lambda_gradient(pair, found_, weight))
+        add_gradient(skeleton.embedding, lambda_gradient(pair, found_, weight))
     stores.upstream.drop(0)
 
 
@@ -201,7 +201,7 @@ def _layer_down(
     pairs: LayerPairs,
     calls: list[list[LayerCall]],
     lambda_of: LambdaOf,
-    gradient_of: LambdaOf,
+    add_gradient: AddGradient,
     stores: Stores,
 ) -> None:
     """Run one layer again and take the gradient through it."""
@@ -223,7 +223,7 @@ def _layer_down(
         stores.upstream.put(0, b, states.grad)
     tensors.clear()
     for t, total in totals.items():
-        gradient_of(names[t]).add_(lambda_gradient(pairs[t], total, lambda_of(names[t])))
+        add_gradient(names[t], lambda_gradient(pairs[t], total, lambda_of(names[t])))
 
 
 def _move_gradient_to(total: torch.Tensor) -> Callable[[torch.Tensor], None]:

@@ -16,6 +16,7 @@ from scipy.optimize import minimize
 from rpam_lite.checkpoint.files import whole_file
 from rpam_lite.errors import RpamError
 from rpam_lite.fit import objective
+from rpam_lite.fit.coefficients import Grouping
 from rpam_lite.fit.gradient import joint_gradient
 from rpam_lite.fit.problem import TERMS, Problem, Reducer, Stores, weighted_terms
 from rpam_lite.recipe import Fit
@@ -65,11 +66,17 @@ def fit_jointly(
         RpamError: The loss is not finite.
     """
     minimise = {"adam": _adam, "lbfgs": _lbfgs}[problem.settings.optimizer]
-    return minimise(problem.settings, start, partial(_evaluate, problem, stores, reduce), state_file, on_step)
+    box = tuple(bound.to(start) for bound in problem.grouping.bounds())
+    return minimise(problem.settings, start, box, partial(_evaluate, problem, stores, reduce), state_file, on_step)
 
 
 def _adam(
-    settings: Fit, start: torch.Tensor, evaluate: Evaluate, state_file: Path | None, on_step: Callable[[str], None]
+    settings: Fit,
+    start: torch.Tensor,
+    box: tuple[torch.Tensor, ...],
+    evaluate: Evaluate,
+    state_file: Path | None,
+    on_step: Callable[[str], None],
 ) -> Fitted:
     values = start.detach().clone().requires_grad_()
     optimizer = torch.optim.Adam([values], lr=settings.learning_rate)
@@ -89,7 +96,7 @@ def _adam(
         before = values.detach().clone()
         seen, values.grad = evaluate(before, step)
         optimizer.step()
-        values.data.clamp_(settings.lower, settings.upper)
+        values.data.clamp_(*box)
         if not curve or seen["loss"] < min(entry["loss"] for entry in curve):
             best = before
         curve.append(seen)
@@ -102,7 +109,12 @@ def _adam(
 
 
 def _lbfgs(
-    settings: Fit, start: torch.Tensor, evaluate: Evaluate, state_file: Path | None, on_step: Callable[[str], None]
+    settings: Fit,
+    start: torch.Tensor,
+    box: tuple[torch.Tensor, ...],
+    evaluate: Evaluate,
+    state_file: Path | None,
+    on_step: Callable[[str], None],
 ) -> Fitted:
     """L-BFGS-B (Byrd et al. 1995): what it asks depends on the answers alone, so that their list resumes it.
 
@@ -138,14 +150,15 @@ def _lbfgs(
         loss, gradient = at_first if np.array_equal(point, first * scale) else loss_and_gradient(point / scale)
         return loss, gradient / scale
 
-    first = start.clamp(settings.lower, settings.upper).cpu().double().numpy()
+    lower, upper = (bound.cpu().double().numpy() for bound in box)
+    first = start.cpu().double().numpy().clip(lower, upper)
     stopped = "converged"
     try:
         at_first = loss_and_gradient(first)
         sizes = np.abs(at_first[1])
         largest = sizes.max() or 1.0
         scale = np.sqrt(np.clip(sizes / largest, FLATTEST, 1))
-        bounds = [(settings.lower * s, settings.upper * s) for s in scale]
+        bounds = list(zip(lower * scale, upper * scale, strict=True))
         options = {"maxcor": 20, "ftol": settings.tolerance, "gtol": 0.0}
         minimize(scaled, first * scale, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
     except StopIteration:
@@ -159,9 +172,8 @@ def _evaluate(
 ) -> tuple[dict[str, float], torch.Tensor]:
     """One entry of the curve, and the gradient of its loss [values]."""
     settings = problem.settings
-    neighbours = problem.grouping.neighbours().to(problem.device)
     terms, gradient = joint_gradient(problem, values, stores, reduce)
-    penalty, of_penalty = _regularizer(values, settings.ridge, settings.smoothness, neighbours)
+    penalty, of_penalty = _regularizer(values, problem.grouping, settings)
     loss = (weighted_terms(problem).to(terms) * terms).sum() + penalty
     if not torch.isfinite(loss):
         raise RpamError(
@@ -172,12 +184,11 @@ def _evaluate(
     return entry | {"regularizer": float(penalty), "loss": float(loss)}, gradient + of_penalty
 
 
-def _regularizer(
-    values: torch.Tensor, ridge: float, smoothness: float, neighbours: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _regularizer(values: torch.Tensor, grouping: Grouping, settings: Fit) -> tuple[torch.Tensor, torch.Tensor]:
     """The penalty on lambda itself, and its gradient."""
     leaf = values.clone().requires_grad_()
-    penalty = ridge * objective.ridge(leaf) + smoothness * objective.roughness(leaf, neighbours)
+    roughness = objective.roughness(leaf, grouping.neighbours().to(leaf.device))
+    penalty = settings.ridge * grouping.variance(leaf) + settings.smoothness * roughness
     (gradient,) = torch.autograd.grad(penalty, leaf)
     return penalty.detach(), gradient
 

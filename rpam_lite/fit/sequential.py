@@ -43,7 +43,7 @@ def fit_sequentially(
 
     Args:
         problem: The objective; only its alignment term counts here, `cosine` being taken as `gap`.
-        start: First lambdas, float32 [values]. With one value a row, a matrix's rows move together.
+        start: First values, float32 [values]. With one a row, a matrix's rows move together; of a field, its base.
         stream: Keeps the merged stream, as layer 0.
         reduce: Sums over processes.
         state_file: Saved after every layer; if it exists, the fit goes on from there. None: not kept.
@@ -106,7 +106,7 @@ def _fit_layer(
     """Gauss-Newton steps on one layer's own lambdas, written into `values`."""
     grouping, fit = problem.grouping, problem.settings
     groups = list(dict.fromkeys(grouping.group[name] for name in problem.names(layer).values()))
-    own = [values[grouping.start[g] : grouping.start[g] + grouping.rows[g]] for g in groups]
+    own = [grouping.level(values, g) for g in groups]
     errors: list[float] = []
     eigenvalues = torch.zeros(1)
     shifts = torch.zeros(len(groups), dtype=values.dtype, device=values.device)

@@ -10,10 +10,11 @@ import torch
 from rpam_lite.checkpoint.pair import open_pair
 from rpam_lite.checkpoint.source import ParentSource
 from rpam_lite.fit.batches import load_batches
-from rpam_lite.fit.coefficients import grouping
+from rpam_lite.fit.coefficients import Grouping, grouping
+from rpam_lite.fit.low_rank import FieldForm
 from rpam_lite.fit.problem import Problem, Stores
 from rpam_lite.platform import resident_memory
-from rpam_lite.recipe import Recipe
+from rpam_lite.recipe import Fit, Recipe
 from rpam_lite.streaming.activations import CalibrationSet, stored_top_k
 from rpam_lite.streaming.ends import Ends
 from rpam_lite.streaming.machine import budget_of, device_of
@@ -66,6 +67,8 @@ def plan_work(recipe: Recipe, work: WorkSize, folder: Path) -> Planned:
     skeleton = Skeleton(donor.folder, device)
     stored = max(source.dtype(name).itemsize for source in (long, short) for name in source.names())
     model = model_size(skeleton, stored)
+    numbers = len(grouping_of(skeleton, recipe.fit))
+    work = replace(work, numbers=numbers, fields=recipe.fit.granularity == "low_rank")
     budget = budget_of(recipe.memory, device, folder)
     codec = None if recipe.memory.codec == "auto" else recipe.memory.codec
     plan = choose(model, work, budget, codec, resident_memory())
@@ -112,13 +115,18 @@ def open_problem(recipe: Recipe, planned: Planned, questions: CalibrationSet, ca
         skeleton=planned.skeleton,
         source=source,
         ends=ends,
-        grouping=grouping(planned.skeleton.tensors(), fit.granularity),
+        grouping=grouping_of(planned.skeleton, fit),
         questions=questions,
         batches=(),
         captured=captured,
         settings=fit,
         dtype=planned.plan.way.dtype,
     )
+
+
+def grouping_of(skeleton: Skeleton, fit: Fit) -> Grouping:
+    """Which tensors share a lambda, as the recipe says."""
+    return grouping(skeleton.tensors(), fit.granularity, FieldForm(fit.rank, fit.lower, fit.upper))
 
 
 def with_batches(problem: Problem, chosen: list[int], shares: torch.Tensor, micro_tokens: int) -> Problem:

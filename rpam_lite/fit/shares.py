@@ -35,7 +35,7 @@ def loss_of_the_other_parent(
         if side.any():
             chosen = [q for q in own if side[q]]
             member = with_batches(problem, chosen, side / side.sum(), micro_tokens)
-            values = torch.full((len(problem.grouping),), other, device=problem.device)
+            values = problem.grouping.start_values(other).to(problem.device)
             terms, _ = joint_gradient(member, values, open_stores(member), reduce)
             found[side] = (weighted_terms(problem).to(terms) * terms).sum().item()
     return found

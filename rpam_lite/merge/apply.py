@@ -9,7 +9,7 @@ from typing import Protocol
 
 import torch
 
-from rpam_lite.checkpoint.arithmetic import interpolate, interpolate_rounded
+from rpam_lite.checkpoint.arithmetic import Lambda, interpolate, interpolate_rounded, rows_of
 from rpam_lite.checkpoint.source import ParentSource, TensorSource
 from rpam_lite.merge.methods import MergeMethod
 from rpam_lite.merge.models import Tensors
@@ -45,7 +45,7 @@ class MergedSource:
         self,
         long: ParentSource,
         short: ParentSource,
-        coefficient: Callable[[str], float | torch.Tensor],
+        coefficient: Callable[[str], Lambda],
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -76,13 +76,11 @@ class MergedSource:
 
     def _interpolated(self, name: str, start: int, stop: int) -> torch.Tensor:
         short, long, weight = self._parts(name, start, stop)
-        weight = weight.to(self.device) if isinstance(weight, torch.Tensor) else weight
+        weight = weight if isinstance(weight, float) else weight.to(self.device)
         return interpolate(short.to(self.device), long.to(self.device), weight)
 
-    def _parts(self, name: str, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor, float | torch.Tensor]:
-        weight = self.coefficient(name)
-        if isinstance(weight, torch.Tensor) and weight.ndim:
-            weight = weight[start:stop]
+    def _parts(self, name: str, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor, Lambda]:
+        weight = rows_of(self.coefficient(name), slice(start, stop))
         return self.short.rows(name, start, stop), self.long.rows(name, start, stop), weight
 
 

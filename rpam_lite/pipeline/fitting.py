@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rpam_lite.fit.coefficients import Coefficients
     from rpam_lite.fit.problem import Problem, Reducer
     from rpam_lite.fit.setup import Planned
+    from rpam_lite.recipe import Fit
     from rpam_lite.streaming.top_k import TopK
 
     Fitted = tuple[Coefficients, dict[str, Any]]  # with the contents of fit.json
@@ -152,8 +153,8 @@ def fit_share(run: Run, rank: int, world: int, reduce: Reducer) -> dict[float | 
     found: dict[float | None, Fitted] = {}
     with _advice(planned), peak_memory(planned.skeleton.device) as peak:
         problem = open_problem(recipe, planned, questions, run.of("capture"), scratch)
-        values = torch.full((len(problem.grouping),), settings.start, device=problem.device)
-        run.say(f"{len(values)} lambdas, one a {settings.granularity}")
+        values = problem.grouping.start_values(settings.start).to(problem.device)
+        run.say(_unknowns(len(values), settings))
         for price, shares in _shares(
             run, problem, planned, scratch, range(rank, len(questions), world), reduce
         ).items():
@@ -170,6 +171,12 @@ def fit_share(run: Run, rank: int, world: int, reduce: Reducer) -> dict[float | 
     if world > 1:
         shutil.rmtree(scratch, ignore_errors=True)
     return found
+
+
+def _unknowns(count: int, settings: Fit) -> str:
+    if settings.granularity == "low_rank":
+        return f"{count} numbers: one lambda a weight, as a field of rank {settings.rank} over each matrix"
+    return f"{count} lambdas, one a {settings.granularity}"
 
 
 def _shares(

@@ -15,7 +15,10 @@ import torch
 from rpam_lite.checkpoint.arithmetic import broadcast
 from rpam_lite.streaming.codec import Pair
 
-LambdaOf = Callable[[str], torch.Tensor]  # by the tensor's name in the checkpoint: a scalar, or [rows]
+# By the tensor's name in the checkpoint: a scalar, [rows], or [rows, columns].
+LambdaOf = Callable[[str], torch.Tensor]
+# Of the tensor's name and its dloss/dlambda, of lambda's shape: adds it to a gradient.
+AddGradient = Callable[[str, torch.Tensor], None]
 
 
 def merged_tensor(pair: Pair, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -28,6 +31,8 @@ def lambda_gradient(pair: Pair, gradient: torch.Tensor, weight: torch.Tensor) ->
     """dloss/dlambda, of the shape and type of `weight`, from dloss/dW."""
     _, delta = pair.decode(weight.dtype)
     product = delta.mul_(gradient)
+    if weight.ndim == 2:
+        return product
     return product.sum() if weight.ndim == 0 else product.view(len(product), -1).sum(1)
 
 

@@ -16,7 +16,7 @@ import torch
 from rpam_lite.streaming.activations import Targets
 from rpam_lite.streaming.codec import Pair
 from rpam_lite.streaming.ends import Ends
-from rpam_lite.streaming.merged import LambdaOf, lambda_gradient, merged_tensor
+from rpam_lite.streaming.merged import AddGradient, LambdaOf, lambda_gradient, merged_tensor
 
 
 @torch.no_grad()
@@ -63,7 +63,7 @@ def head_gradient(
     target_ids: Sequence[torch.Tensor],
     loss: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor],
     lambda_of: LambdaOf,
-    gradient_of: LambdaOf,
+    add_gradient: AddGradient,
     dtype: torch.dtype,
     with_entropy: bool = False,
 ) -> list[torch.Tensor]:
@@ -75,7 +75,7 @@ def head_gradient(
         target_ids: Tokens whose log-probabilities the loss reads, int64 [positions, k] each.
         loss: Of (index into `hidden`, log-probabilities [positions, k], entropies [positions]) gives a scalar.
         lambda_of: Lambda by tensor name.
-        gradient_of: Views into lambda's gradient by tensor name, added to in place.
+        add_gradient: Adds to lambda's gradient.
         dtype: Type of the head's arithmetic.
         with_entropy: Whether the loss reads the entropies, in nats; they are 0 without.
 
@@ -134,7 +134,7 @@ def head_gradient(
             to_head += found[1]
             del logits, exact_logits, back, found
         del head
-        gradient_of(skeleton.head).add_(lambda_gradient(pair, to_head, weight))
+        add_gradient(skeleton.head, lambda_gradient(pair, to_head, weight))
 
     for start, pair in ends.head_chunks():
         chunk_back(start, pair)
@@ -144,7 +144,7 @@ def head_gradient(
         below, *to_tail = torch.autograd.grad(output, [h, *tail.values()], back.to(output))
         gradients.append(below)
         for (name, pair), part in zip(ends.tail().items(), to_tail, strict=True):
-            gradient_of(name).add_(lambda_gradient(pair, part, lambda_of(name)))
+            add_gradient(name, lambda_gradient(pair, part, lambda_of(name)))
     return gradients
 
 

@@ -175,14 +175,13 @@ def _from_the_head(
     states = [inputs.get(last, s).cpu() for s in range(len(sequences))]
     read = [state[0, start - 1 : -1] for state, start in zip(states, starts, strict=True)]
     targets = [ids[start:].unsqueeze(1) for ids, start in zip(sequences, starts, strict=True)]
-    unused = torch.zeros((), device=model.skeleton.device)
     found = head_gradient(
         model.ends,
         read,
         targets,
         lambda s, logprobs, entropy: -logprobs.mean(),
         model.lambda_of,
-        lambda name: unused,
+        lambda name, of_lambda: None,
         model.dtype,
     )
     upstream = [torch.zeros_like(state) for state in states]

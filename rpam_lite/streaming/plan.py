@@ -28,6 +28,8 @@ _WAYS: tuple[tuple[CodecName, Residency], ...] = (
 )
 _MICRO_TOKENS = (4096, 2048, 1024, 512, 256)
 _CHUNK_ROWS = (16384, 4096)
+# L-BFGS-B keeps 20 pairs and 5 vectors in fp64; point and gradient of every step stay too, for a resumed fit.
+_BYTES_A_NUMBER = 8 * (2 * 20 + 5) + 2 * 4 * 30
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ class WorkSize:
         targets: Positions whose next-token distribution is kept.
         distinct: Different tokens.
         top_k: Log-probabilities a target position.
+        numbers: Unknowns of the fit.
+        fields: Whether a matrix's lambdas are formed one a weight.
     """
 
     tokens: int
@@ -72,6 +76,8 @@ class WorkSize:
     targets: int
     distinct: int
     top_k: int
+    numbers: int = 0
+    fields: bool = False
 
 
 @dataclass(frozen=True)
@@ -158,11 +164,11 @@ def plan_for(way: Way, model: ModelSize, work: WorkSize, on_cpu: bool, resident:
             items.append(("page-locked slots", "host", SLOTS * layer))
     if way.residency != "device" and not on_cpu:
         items.append(("layers on the device", compute, SLOTS * layer))
-    # W and dloss/dW summed in fp32; then S and D of one tensor while they are decoded, or a micro-batch's
+    # W and dloss/dW summed in fp32; then S, D (and lambda) of one tensor while they are decoded, or a micro-batch's
     # activations with dloss/dW of one tensor.
     at_work = model.layer_values * (item + 4)
     activations = micro * (16 * model.hidden + 6 * model.intermediate) * item + model.largest_tensor * item
-    activations = max(activations, 2 * 4 * model.largest_tensor)
+    activations = max(activations, (3 if work.fields else 2) * 4 * model.largest_tensor)
     # The head comes when no decoder layer is at work: its chunk (S and L as stored, W, dloss/dW and its sum, or
     # S and D decoded) and its logits.
     rows, positions = min(way.chunk_rows, model.vocabulary), min(work.targets, micro)
@@ -178,6 +184,7 @@ def plan_for(way: Way, model: ModelSize, work: WorkSize, on_cpu: bool, resident:
     items.append(("gradient on its way down", place[way.store], full))
     items.append(("final states at target positions", "host", work.targets * model.hidden * (3 * item + 4)))
     items.append(("targets", "host", work.targets * work.top_k * (8 + 4 + 3 * 4)))
+    items.append(("the fit's unknowns and their history", "host", work.numbers * _BYTES_A_NUMBER))
     items.append(("parents' states of one layer", "host", 2 * work.kept * model.hidden * 2))
     items.append(("embedding rows", "host", 2 * work.distinct * model.hidden * model.stored))
     if way.keep_head:

@@ -99,8 +99,8 @@ def _kl_by_k(
         )
         p, q = torch.where(long, of_long, of_short), torch.where(long, of_short, of_long)
         del of_long, of_short
-        seen = torch.stack([p.logsumexp(-1), q.logsumexp(-1)]).double().cpu()
-        here = (p.softmax(-1) * (p - q)).sum(-1).double().cpu()
+        seen = torch.stack([p.logsumexp(-1), q.logsumexp(-1)]).cpu().double()
+        here = (p.softmax(-1) * (p - q)).sum(-1).cpu().double()
         summed = torch.logaddexp(totals, seen)
         mean = mean * (totals[0] - summed[0]).exp() + here * (seen[0] - summed[0]).exp()
         totals = summed

@@ -61,4 +61,4 @@ def test_the_recipes_page_has_a_row_for_every_key() -> None:
     page = (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8")
     assert with_tables(page) == page, UPDATE
     assert "| `device` | size | none |" in tables
-    assert "| `granularity` | `scalar`, `layer`, `block`, `matrix`, `row` | `layer` |" in tables
+    assert "| `granularity` | `scalar`, `layer`, `block`, `matrix`, `row`, `low_rank` | `layer` |" in tables

@@ -9,9 +9,8 @@ import torch
 
 from rpam_lite.checkpoint.source import CheckpointSource
 from rpam_lite.fit.batches import load_batches, micro_batches, question_shares
-from rpam_lite.fit.coefficients import grouping
 from rpam_lite.fit.problem import Problem, Stores
-from rpam_lite.fit.setup import open_stores
+from rpam_lite.fit.setup import grouping_of, open_stores
 from rpam_lite.patterns.label import LabelledQuestion
 from rpam_lite.recipe import Capture, Fit
 from rpam_lite.streaming.activations import CalibrationSet, load_questions
@@ -61,7 +60,7 @@ def problem_of(pair: Path, captured: Path, dtype: torch.dtype, mine: list[int] |
         skeleton,
         source,
         ends,
-        grouping(skeleton.tensors(), settings.granularity),
+        grouping_of(skeleton, settings),
         questions,
         load_batches(captured, questions, chosen, MICRO_TOKENS, shares, settings),
         captured,

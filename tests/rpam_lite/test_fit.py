@@ -36,7 +36,8 @@ def alone(vector: torch.Tensor) -> torch.Tensor:
 
 
 def start_of(problem: Any) -> torch.Tensor:
-    return torch.full((len(problem.grouping),), problem.settings.start)
+    found: torch.Tensor = problem.grouping.start_values(problem.settings.start)
+    return found
 
 
 def run_fit(pair: Path, captured: Path, folder: Path, on_step: Callable[[str], None] = len, **fit: Any) -> Fitted:  # type: ignore[assignment]

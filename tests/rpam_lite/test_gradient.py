@@ -104,6 +104,16 @@ def test_every_granularity_in_fp64(captured: tuple[Path, Path], tmp_path: Path, 
     assert_equal(pair, problem, tmp_path, 1e-10)
 
 
+def test_fields_of_low_rank_in_fp64(captured: tuple[Path, Path], tmp_path: Path) -> None:
+    """With a box that cuts some lambdas off."""
+    pair, folder = captured
+    problem = problem_of(pair, folder, torch.float64, granularity="low_rank", rank=3, lower=0.3, upper=1.3)
+    name = problem.skeleton.checkpoint_name(1, next(n for n in problem.skeleton.layer_tensors(1) if "mlp" in n))
+    lambdas = problem.grouping.of(start(problem), name)
+    assert 0.1 < float(((lambdas > 0.3) & (lambdas < 1.3)).double().mean()) < 0.9
+    assert_equal(pair, problem, tmp_path, 1e-10)
+
+
 @pytest.mark.parametrize("alignment", ["gap", "mean", "raw", "cosine"])
 @pytest.mark.parametrize("contrastive_weight", [0.0, 0.7])
 def test_every_loss_in_fp64(
