@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from threading import Lock
 from typing import Protocol
 
@@ -160,5 +161,17 @@ class MethodSource:
         with self._lock:
             if self._last is None or self._last[0] != name:
                 self._last = None
-                self._last = name, self._merge(name, lambda source: source.get(name))
+                with _one_thread():
+                    self._last = name, self._merge(name, lambda source: source.get(name))
             return self._last[1]
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Matrix products on more threads have other last bits, which a verification on other threads would find."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -143,6 +143,25 @@ def test_written_and_verified_the_same_bytes_on_any_number_of_threads(triple: Pa
     assert torch.equal(merged[tensor], whole.get(tensor))
 
 
+def test_a_whole_tensor_is_made_on_one_thread_so_that_its_last_bits_stay(
+    triple: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    class Counting(Mine):
+        whole = True
+
+        def merge(self, tensors: Tensors, options: Mapping[str, float]) -> torch.Tensor:
+            seen.append(torch.get_num_threads())
+            return tensors.short
+
+    monkeypatch.setattr(methods, "entry_points", lambda group: [entry("mine", Counting)])
+    torch.set_num_threads(2)
+    source_of(triple, "mine").get("model.norm.weight")
+    assert seen == [1]
+    assert torch.get_num_threads() == 2
+
+
 def test_each_tensor_has_its_own_random_numbers(triple: Path) -> None:
     source = source_of(triple, "dare_linear", long=1.0, short=0.0, density=0.5)
     masks = []
