@@ -13,6 +13,7 @@ EXTRA_OF = {
     "llama_cpp": "gguf",
     "math_verify": "eval",
     "matplotlib": "report",
+    "jinja2": "report",
     "datasets": "eval",
     "pandas": "eval",
     "filelock": "eval",

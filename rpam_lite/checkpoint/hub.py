@@ -18,7 +18,7 @@ from typing import Any
 from rpam_lite.errors import RpamError
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
-_SMALL = ["*.json", "*.jinja", "*.txt", "*.model"]
+_SMALL = ["*.json", "*.jinja", "*.txt", "*.model", "README.md", "LICENSE*"]
 _IN_FOLDERS = ["*/*"]  # other formats of the same weights
 
 

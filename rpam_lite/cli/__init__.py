@@ -21,6 +21,7 @@ from rpam_lite.cli import (  # noqa: F401 - each adds its commands
     look,
     publish,
     recipes,
+    report,
     schema,
     stages,
 )

@@ -182,5 +182,5 @@ def _add_stage_command(name: str) -> None:
 
 
 for _name in STAGE_HELP:
-    if _name not in ("check", "fit", "export", "quantize", "eval"):
+    if _name not in ("check", "fit", "export", "quantize", "eval", "report"):
         _add_stage_command(_name)

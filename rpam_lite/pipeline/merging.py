@@ -27,6 +27,7 @@ def run_merge(run: Run) -> None:
 
     from rpam_lite.checkpoint.write import write_checkpoint
     from rpam_lite.report.card import card
+    from rpam_lite.report.gather import gather_origin
 
     recipe = run.recipe
     source, config, donor = merged_source(run)
@@ -40,7 +41,7 @@ def run_merge(run: Run) -> None:
         getattr(torch, recipe.merge.dtype),
         origin,
         recipe.merge.shard_size,
-        card(recipe, origin, _findings(run)),
+        card(gather_origin(recipe, origin, _findings(run))),
         partial(run.progress.start, "merging"),
     )
     verify_merge(run)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import shutil
 import time
@@ -99,6 +100,7 @@ class Stage:
             of their own.
         version: Raised when the form or the meaning of its files changes.
         applies: Whether a recipe needs it at all.
+        completes: Files in other stages' folders that it writes anew, relative to the run folder.
     """
 
     name: str
@@ -109,6 +111,7 @@ class Stage:
     keeps_files: bool = False
     version: int = 1
     applies: Callable[[Recipe], bool] = lambda recipe: True
+    completes: Callable[[Recipe], list[str]] = lambda recipe: []
 
 
 def fingerprint(stage: Stage, recipe: Recipe) -> str:
@@ -167,8 +170,14 @@ def why_not_done(stage: Stage, stages: dict[str, Stage], run: Run) -> str | None
     if manifest["built_on"] != made:
         others = [name for name in needs if manifest["built_on"].get(name) != made[name]]
         return f"other files of {', '.join(others)}" if others else "needs fewer stages now"
-    folder, sizes = run.of(stage.name), manifest["files"].items()
-    lost = [name for name, size in sizes if not (f := folder / name).is_file() or f.stat().st_size != size]
+    not_its_own = _completed_by_others(stage, stages, run)
+    sizes = {run.of(stage.name) / name: size for name, size in manifest["files"].items()}
+    sizes |= {run.folder / name: size for name, size in manifest.get("completed", {}).items()}
+    lost = [
+        file.relative_to(run.of(stage.name) if run.of(stage.name) in file.parents else run.folder).as_posix()
+        for file, size in sizes.items()
+        if file not in not_its_own and not (file.is_file() and file.stat().st_size == size)
+    ]
     return f"files missing or damaged: {some(lost)}" if lost else None
 
 
@@ -235,7 +244,8 @@ def execute(stage: Stage, stages: dict[str, Stage], run: Run) -> float:
     begin = time.monotonic()
     stage.action(run)
     seconds = time.monotonic() - begin
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p != started)
+    not_ours = {started, *_completed_by_others(stage, stages, run)}
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p not in not_ours)
     made = hashlib.sha256()
     for file in files:
         stat = file.stat()
@@ -249,15 +259,26 @@ def execute(stage: Stage, stages: dict[str, Stage], run: Run) -> float:
         "seconds": round(seconds, 1),
         "rpam_lite": __version__,
         "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "packages": {name: _version(name) for name in _REPORTED_PACKAGES},
         "seed": run.recipe.seed,
         "settings": _as_json(stage.settings(run.recipe)),
         "inputs": [[str(path), identity(path)] for path in stage.inputs(run.recipe)],
         "files": {p.relative_to(folder).as_posix(): p.stat().st_size for p in files},
+        "completed": {
+            name: (run.folder / name).stat().st_size
+            for name in stage.completes(run.recipe)
+            if (run.folder / name).is_file()
+        },
     }
     write_json(folder / MANIFEST, manifest)
     started.unlink()
     return seconds
+
+
+def _completed_by_others(stage: Stage, stages: dict[str, Stage], run: Run) -> set[Path]:
+    """Files that other stages write anew: they don't count as this one's."""
+    return {run.folder / name for s in stages.values() if s is not stage for name in s.completes(run.recipe)}
 
 
 def _made_by(names: tuple[str, ...], run: Run) -> dict[str, str | None]:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from rpam_lite.checkpoint.files import write_text
 from rpam_lite.pipeline.artefacts import exported_gguf, merged_folder, parent_gguf, quantized_gguf
 from rpam_lite.pipeline.proving import prove_export
+from rpam_lite.pipeline.reporting import gathered, page_of
 from rpam_lite.pipeline.stage import Run, parent_names
-from rpam_lite.pipeline.using import closing_commands, write_use
+from rpam_lite.pipeline.using import closing_commands
 
 if TYPE_CHECKING:
     from quant.tasks.questions import Question
@@ -71,20 +72,12 @@ def run_export(run: Run) -> None:
     prove_export(run, exported_gguf(run), settings.type, source, source.config, source.folder)
 
 
-def run_report(run: Run) -> None:
-    """Write report.md with its pictures, and use.md."""
-    from rpam_lite.report.page import write_report
-
-    write_report(run.recipe, run.folder, run.of("report"))
-    write_use(run)
-
-
 def say_closing(run: Run) -> None:
     """Print the closing table, and where everything is."""
-    from rpam_lite.report.page import closing
+    from rpam_lite.report.markdown import closing
 
-    run.say(closing(run.folder))
-    run.say(f"report: {run.of('report') / 'report.md'}")
+    run.say(closing(gathered(run)))
+    run.say(f"report: {page_of(run)}")
     files = [exported_gguf(run), *(quantized_gguf(run, name) for name in run.recipe.quantize.types)]
     run.say(f"files:  {', '.join(str(file) for file in files if file.is_file())}")
     run.say(f"\n{closing_commands(run)}")

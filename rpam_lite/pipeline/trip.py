@@ -11,7 +11,7 @@ from quant.records import RECORD_VERSION
 from quant.tasks.grader import GRADER_VERSION
 from rpam_lite.errors import RpamError
 from rpam_lite.patterns.label import PATTERN_VERSION
-from rpam_lite.pipeline import checking, fitting, merging, quantizing, stages, statistics
+from rpam_lite.pipeline import checking, fitting, merging, quantizing, reporting, stages, statistics
 from rpam_lite.pipeline.measure import run_eval
 from rpam_lite.pipeline.names import STAGE_HELP
 from rpam_lite.pipeline.stage import (
@@ -190,10 +190,13 @@ _ORDER = (
     ),
     Stage(
         "report",
-        ("fit", "divergence", "eval"),
-        lambda r: {"name": r.name, "ollama": r.ollama.model_dump(), "eval": {"max_tokens": r.eval.max_tokens}},
+        ("fit", "merge", "quantize", "divergence", "eval"),
+        # All of it but for its paths, since the page tells the recipe.
+        lambda r: r.model_dump(mode="json", exclude={"parents": True, "label": {"questions"}, "eval": {"questions"}}),
         lambda r: [],
-        stages.run_report,
+        reporting.run_report,
+        version=2,
+        completes=reporting.completed_files,
     ),
 )
 STAGES = {stage.name: stage for stage in _ORDER}

@@ -1,53 +1,164 @@
-"""README.md of the merged folder: what it was made from, what differed, how it was proven."""
+"""Model cards: README.md of the merged folder and of the folder of GGUF files, with the front matter the hub reads.
+
+The merge stage writes the first one with what is known then; the report stage writes both with all figures.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import yaml
 
-from rpam_lite.recipe import Recipe
+from rpam_lite.checkpoint.files import size_text
+from rpam_lite.report.commands import commands
+from rpam_lite.report.data import Origin, Report
+from rpam_lite.report.licences import UNKNOWN, merged_licence, what_follows
+from rpam_lite.report.markdown import closing_table, percent, quantization_section, verdict
+
+USE = "## Use"  # heading of the last section
+_ARXIV = "2601.03506"
 
 
-def card(recipe: Recipe, origin: dict[str, Any], findings: list[dict[str, Any]]) -> str:
-    """The model card, with the front matter that the hub reads.
+def card(origin: Origin, report: Report | None = None) -> str:
+    """The model card of the merged checkpoint.
 
     Args:
-        recipe: The recipe.
-        origin: What config.json records of the merge's origin.
-        findings: Preflight's, of which the warnings are listed.
+        origin: What it was made from.
+        report: What was measured; None before anything is.
     """
-    parents = {name: origin[name]["name"] for name in ("long", "short")}
-    front = "\n".join(["base_model:", *(f"- {name}" for name in parents.values()), "tags:", "- merge", "- rpam_lite"])
-    warnings = [f for f in findings if f["level"] == "WARNING"]
-    differences = "\n".join(f"- `{f['code']}`: {_without_paths(f, recipe)}" for f in warnings) or "None."
-    return f"""---
-{front}
-library_name: transformers
----
+    parts = [
+        front_matter(origin, ["merge", "reasoning", "rpam_lite"], "transformers"),
+        f"# {origin.name}\n\n{_summary(origin)}",
+        "" if report is None else _measured(report),
+        _made_from(origin),
+        "" if report is None else _proven(report),
+        _licence(origin),
+        _method(origin),
+        # Last: `rpam publish` puts the commands for the hub in its place.
+        "" if report is None else _usage(report, ("transformers", "vLLM")),
+    ]
+    return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
-# {recipe.name}
 
-A merge of a Long-CoT and a Short-CoT model, made by rpam_lite {origin["version"]}; no weights were trained.
+def gguf_card(report: Report) -> str:
+    """The model card of the folder of quantized GGUF files."""
+    origin = report.origin
+    imatrix = (
+        "weighed by an importance matrix of the merge's own inputs" if report.imatrix else "without importance matrix"
+    )
+    parts = [
+        front_matter(origin, ["gguf", "llama.cpp", "merge", "reasoning", "rpam_lite"], None),
+        f"# {origin.name}, GGUF\n\n{_summary(origin)} Quantized for llama.cpp, {imatrix}.",
+        _usage(report, ("llama.cpp", "Ollama")),
+        _measured(report),
+        _made_from(origin),
+        _licence(origin),
+        _method(origin),
+    ]
+    return "\n\n".join(part.strip() for part in parts if part) + "\n"
+
+
+def front_matter(origin: Origin, tags: list[str], library: str | None) -> str:
+    """The YAML at the top. Parents that are no hub ids are left out of `base_model`: the hub links what it names."""
+    licence = merged_licence(origin.parents)
+    # An unknown one is left out: whoever passes the merge on has to settle it.
+    told: dict[str, object] = {} if licence.id == UNKNOWN else {"license": licence.id}
+    if licence.id == "other":
+        told["license_name"] = licence.name or "see-below"
+    if licence.link:
+        told["license_link"] = licence.link
+    both = [p for p in origin.parents if p.role != "base"]
+    if named := [p.name for p in both if p.is_on_hub]:
+        told |= {"base_model": named, "base_model_relation": "merge"}
+    if library:
+        told["library_name"] = library
+    told |= {"pipeline_tag": "text-generation", "tags": tags}
+    lines = yaml.safe_dump(told, sort_keys=False, allow_unicode=True)
+    unnamed = [p.name for p in both if not p.is_on_hub]
+    note = f"# base_model lacks {' and '.join(unnamed)}: name the hub's ids of these folders.\n" if unnamed else ""
+    return f"---\n{lines}{note}---"
+
+
+def _summary(origin: Origin) -> str:
+    long, short = origin.parents[0].name, origin.parents[1].name
+    return (
+        f"A merge of {long} (Long-CoT) and {short} (Short-CoT), made by rpam_lite {origin.version}: it is to think "
+        "long only where that helps. No weights were trained."
+    )
+
+
+def _measured(report: Report) -> str:
+    """Headline, rows of parents and merge with the best scalar beside them, and the quantized files."""
+    head, long = report.headline, report.long
+    kept = (
+        f"**{percent(head.kept.value)} of Long's accuracy** (95 % interval {100 * head.kept.low:.1f} to "
+        f"{100 * head.kept.high:.1f}), "
+        if head.kept.value == head.kept.value
+        else ""
+    )
+    sentence = (
+        f"{head.row['name']} ({size_text(head.size)}): {kept}**{percent(head.saved.value)} of its tokens saved** "
+        f"({100 * head.saved.low:.1f} to {100 * head.saved.high:.1f}), on {report.questions} held-out questions, "
+        f"greedy, in llama.cpp: {percent(head.row['accuracy'])} at {head.row['tokens']:.1f} tokens against "
+        f"{percent(long['accuracy'])} at {long['tokens']:.1f}."
+    )
+    # Every claim has the tuned one-number interpolation beside it.
+    between = [row for row in report.rows if row["kind"] == "scalar"]
+    nearest = min(between, key=lambda r: abs(r["tokens"] - head.row["tokens"]), default=None)
+    rows = [report.short, long, *([nearest] if nearest else []), *(file.row for file in report.files)]
+    gain = verdict(head.row)
+    return f"""## What was measured
+
+{sentence}
+
+{closing_table(rows)}
+
+{f"Against plain interpolation with one number, at equal tokens: {gain}" if gain else ""}
+{quantization_section(report.files) if len(report.files) > 1 else ""}"""
+
+
+def _usage(report: Report, programs: tuple[str, ...]) -> str:
+    """How these programs run it."""
+    if report.use is None:
+        return ""
+    told = [c for c in commands(report.use) if c.program in programs]
+    return f"{USE}\n\n" + "\n\n".join(
+        f"{c.program}:\n\n```{c.language}\n{c.code.strip()}\n```" + (f"\n\n{c.note}" if c.note else "") for c in told
+    )
+
+
+def _made_from(origin: Origin) -> str:
+    rows = "\n".join(
+        f"| {p.role.capitalize()} parent | {p.name} (`{p.sha256[:16]}`) |"
+        if p.role != "base"
+        else f"| base | {p.name} (`{p.sha256[:16]}`) |"
+        for p in origin.parents
+    )
+    differences = "\n".join(f"- `{code}`: {told}" for code, told in origin.differences) or "None."
+    return f"""## What it was made from
 
 | | |
 |---|---|
-| Long parent | {parents["long"]} (`{origin["long"]["sha256"][:16]}`) |
-| Short parent | {parents["short"]} (`{origin["short"]["sha256"][:16]}`) |
-| method | {origin["method"]} |
-| config, tokenizer, chat template, generation config | {origin["donor"]} |
-| type of the weights | {origin["dtype"]}, computed in float32, rounded once |
+{rows}
+| method | {origin.method} |
+| config, tokenizer, chat template, generation config | {origin.donor} |
+| type of the weights | {origin.dtype}, computed in float32, rounded once |
 
-Both parents' licences apply to it.
+Where the parents differ:
 
-## Where the parents differ
-
-{differences}
-"""
+{differences}"""
 
 
-def _without_paths(finding: dict[str, Any], recipe: Recipe) -> str:
-    """A finding with the parents' names in the place of this machine's folders."""
-    text = f"{finding['message']} The merge: {finding['effect']}."
-    for name in ("long", "short", "base"):
-        folder = getattr(recipe.parents, name)
-        text = text.replace(str(folder), name) if folder is not None else text
-    return text
+def _proven(report: Report) -> str:
+    return "## Proven\n\n" + "\n".join(f"- {sentence}" for sentence in report.proofs) if report.proofs else ""
+
+
+def _licence(origin: Origin) -> str:
+    return "## Licence\n\n" + "\n".join(f"- {sentence}" for sentence in what_follows(origin.parents))
+
+
+def _method(origin: Origin) -> str:
+    if not origin.is_fitted:
+        return ""
+    return f"""## Method
+
+Reasoning Pattern Alignment Merging ([arXiv {_ARXIV}](https://arxiv.org/abs/{_ARXIV})), with lambda weighting the Long
+parent: W = S + lambda * (L - S)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def plot_dial(told: dict[str, Any], path: Path) -> None:
     _save(figure, path)
 
 
-def plot_frontier(rows: list[dict[str, Any]], path: Path) -> None:
+def plot_frontier(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Left: accuracy against mean tokens, the scalar curve drawn. Right: share of long answers by level."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.8), layout="constrained")
     curve = sorted((r for r in rows if r["weight"] is not None), key=lambda r: r["weight"])
@@ -124,7 +125,7 @@ def plot_frontier(rows: list[dict[str, Any]], path: Path) -> None:
     _save(figure, path)
 
 
-def _color(row: dict[str, Any]) -> str:
+def _color(row: Mapping[str, Any]) -> str:
     if row["kind"] == "parent":
         return _LONG if row["weight"] == 1.0 else _SHORT
     return _SCALAR if row["kind"] == "scalar" else _MERGE

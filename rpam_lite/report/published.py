@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from rpam_lite.checkpoint.files import size_text
+from rpam_lite.report.card import USE
 from rpam_lite.report.commands import Use, as_markdown
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -24,6 +25,7 @@ def merge_card(card: str, use: Use, licence: str | None, report: bool) -> str:
         report: Whether the report is published too.
     """
     front, body = _parts(card)
+    body = body.partition(f"\n{USE}\n")[0]  # that of the run folder: its last section
     named = front.get("base_model", [])
     # The hub refuses or ignores what is no id of its own.
     parents = [name for name in ([named] if isinstance(named, str) else named) if _HUB_ID.fullmatch(name)]

@@ -1,25 +1,38 @@
-"""The model card names both parents and what differed, without this machine's paths."""
+"""The model cards: front matter that the hub reads, licences, figures, and no path of this machine."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import pytest
 import yaml
 
 from rpam_lite.preflight import check
 from rpam_lite.recipe import load_recipe
-from rpam_lite.report.card import card
+from rpam_lite.report.card import card, gguf_card
+from rpam_lite.report.data import Licence, Parent
+from rpam_lite.report.gather import gather_origin
+from rpam_lite.report.licences import merged_licence, read_licence, what_follows
+from rpam_lite.report.published import merge_card
 from tests.conftest import ROOT
+from tests.rpam_lite.finished_run import make_run, report_of
 
 ORIGIN = {
     "version": "0.1",
     "method": "rpam",
-    "long": {"name": "R1", "sha256": "a" * 64},
+    "long": {"name": "deepseek/R1", "sha256": "a" * 64},
     "short": {"name": "Math", "sha256": "b" * 64},
     "donor": "long",
     "dtype": "float16",
 }
+
+
+def front(text: str) -> dict[str, Any]:
+    assert text.startswith("---\n")
+    return dict(yaml.safe_load(text.split("---\n")[1]))
 
 
 def test_the_card_lists_what_differed(pair: Path, edit_json: Callable[..., None]) -> None:
@@ -30,10 +43,88 @@ def test_the_card_lists_what_differed(pair: Path, edit_json: Callable[..., None]
     (pair / "mine.yaml").write_text(yaml.safe_dump(raw))
     edit_json(pair / "short" / "config.json", max_position_embeddings=4096)
     recipe = load_recipe(pair / "mine.yaml")
-    text = card(recipe, ORIGIN, [vars(f) for f in check(recipe, pair / "runs")])
-    front = yaml.safe_load(text.split("---")[1])
-    assert front["base_model"] == ["R1", "Math"]
-    assert "merge" in front["tags"]
+    text = card(gather_origin(recipe, ORIGIN, [vars(f) for f in check(recipe, pair / "runs")]))
+    told = front(text)
+    # "Math" is a folder: the hub would link a model of that name.
+    assert told["base_model"] == ["deepseek/R1"]
+    assert "base_model lacks Math" in text
+    assert told["base_model_relation"] == "merge"
+    assert (told["library_name"], told["pipeline_tag"]) == ("transformers", "text-generation")
+    assert "merge" in told["tags"]
+    assert "license" not in told
+    assert "Long and Short: unknown" in text
     assert "- `context`: long and short: `max_position_embeddings` is 512 and 4096. The merge: keeps 512" in text
     assert str(pair) not in text
-    assert "None." in card(recipe, ORIGIN, [])
+    assert "What was measured" not in text
+    assert "None." in card(gather_origin(recipe, ORIGIN, []))
+
+
+def test_the_card_of_a_finished_run_has_the_figures_of_the_page(tmp_path: Path) -> None:
+    recipe, run = make_run(tmp_path)
+    (recipe.parents.long / "README.md").write_text("---\nlicense: MIT\n---\n# Long\n")
+    (recipe.parents.short / "LICENSE").write_text("\n    Apache License\n    Version 2.0, January 2004\n")
+    report = report_of(recipe, run)
+    text = card(report.origin, report)
+    head = report.headline
+    assert f"**{100 * head.kept.value:.1f} % of Long's accuracy**" in text
+    assert f"**{100 * head.saved.value:.1f} % of its tokens saved**" in text
+    assert "| Scalar 0.5 |" in text  # the tuned one-number interpolation stands beside it
+    assert "| Q4_K_M | 300 B | 0.001 ± 0.0001 |" in text
+    assert "1,234,567 values" in text
+    told = front(text)
+    assert (told["license"], told["license_name"]) == ("other", "mit-and-apache-2.0")
+    assert "Long's is mit (README.md); Short's is apache-2.0 (LICENSE)." in text
+    assert "They differ" in text
+    assert "Keep the copyright notices of both" in text
+    assert str(tmp_path) not in text
+    published = merge_card(text, replace(report.use, checkpoint="me/mine", on_hub=True), None, True)
+    assert published.count("from_pretrained(") == text.count("from_pretrained(") == 2
+    assert "me/mine" in published
+    of_files = gguf_card(report)
+    assert {"gguf", "merge"} <= set(front(of_files)["tags"])
+    assert "library_name" not in front(of_files)
+    assert "ollama create mine -f Modelfile.mine-q4_k_m" in of_files
+
+
+def parents(long: Licence, short: Licence) -> list[Parent]:
+    return [Parent("long", "a/l", "0", long), Parent("short", "a/s", "1", short)]
+
+
+APACHE, LLAMA = Licence("apache-2.0", found="README.md"), Licence("llama3.1", found="LICENSE")
+
+
+@pytest.mark.parametrize(
+    ("long", "short", "merged", "sentence"),
+    [
+        (APACHE, replace(APACHE, found="LICENSE"), "apache-2.0", "under the same licence"),
+        (APACHE, LLAMA, "other", "Built with Llama"),
+        (APACHE, Licence("cc-by-nc-4.0", found="README.md"), "other", "no commercial use"),
+        (APACHE, Licence("unknown"), "unknown", "Short: unknown"),
+        (Licence("other", "qwen-research", found="README.md"), APACHE, "other", "They differ"),
+    ],
+)
+def test_what_follows_from_both_licences(long: Licence, short: Licence, merged: str, sentence: str) -> None:
+    both = parents(long, short)
+    assert merged_licence(both).id == merged
+    assert sentence in " ".join(what_follows(both))
+
+
+def test_an_unknown_licence_is_not_called_the_same() -> None:
+    told = " ".join(what_follows(parents(Licence("unknown"), Licence("unknown"))))
+    assert told.startswith("Long and Short: unknown")
+    assert "same" not in told
+    assert "copyright" not in told
+
+
+def test_a_licence_is_read_from_what_there_is(tmp_path: Path) -> None:
+    assert read_licence(tmp_path).id == "unknown"
+    (tmp_path / "LICENSE.txt").write_text("Special Licence of Ours\nyou may look at it")
+    assert read_licence(tmp_path) == Licence("other", "Special Licence of Ours", found="LICENSE.txt")
+    (tmp_path / "LICENSE").write_text("LLAMA 3.1 COMMUNITY LICENSE AGREEMENT")
+    assert read_licence(tmp_path).id == "llama3.1"
+    (tmp_path / "README.md").write_text("---\nlicense: other\nlicense_name: x\nlicense_link: https://x.org\n---\n")
+    assert read_licence(tmp_path) == Licence("other", "x", "https://x.org", "README.md")
+    # A README that is no YAML, or tells no licence, decides nothing.
+    for text in ("---\n[: broken\n---\n", "# Model\n", "---\ntags: [a]\n---\n", "---\nlicense: [a, b]\n---\n"):
+        (tmp_path / "README.md").write_text(text)
+        assert read_licence(tmp_path).id == "llama3.1"

@@ -61,7 +61,8 @@ def write_recipe(folder: Path, **changes: dict[str, Any]) -> None:
 
 def contents(run: Path) -> dict[str, bytes]:
     """Every file of a run but for times, and for places on this machine."""
-    timed = ("manifest.json", "started.json", "findings.json", "rpam.log", "recipe.yaml")  # findings: what is free now
+    # findings: what is free now; the page: how long each stage took.
+    timed = ("manifest.json", "started.json", "findings.json", "rpam.log", "recipe.yaml", "report.html")
     files = [f for f in run.rglob("*") if f.is_file() and f.name not in timed]
     return {str(f.relative_to(run)): re.sub(rb'"seconds": [-+.e0-9]+', b"", f.read_bytes()) for f in files}
 
@@ -85,7 +86,9 @@ def test_every_promised_file_is_there(trip: Path) -> None:
         "quantize/tiny-q8_0.gguf",
         "quantize/tiny-q4_k_m.gguf",
         "eval/evaluation.json",
+        "report/report.html",
         "report/report.md",
+        "quantize/README.md",
         "report/frontier.png",
     ):
         assert (run / name).stat().st_size > 0, name
@@ -144,6 +147,40 @@ def test_a_second_run_reuses_everything(trip: Path) -> None:
     assert "check, label, capture, fit, merge, export, imatrix, quantize, divergence, eval, report" in output
     assert "] done" not in output
     assert contents(trip / "runs/tiny") == before
+
+
+def test_the_cards_are_completed_by_the_report(trip: Path, tmp_path: Path) -> None:
+    shutil.copytree(trip, tmp_path / "copy")
+    card = tmp_path / "copy/runs/tiny/merge/tiny/README.md"
+    whole = card.read_text(encoding="utf-8")
+    assert "What was measured" in whole
+    # A merge made again knows nothing of measurements: the next run completes its card, and does nothing else.
+    rpam(tmp_path / "copy", "merge", "tiny.yaml")
+    assert "What was measured" not in card.read_text(encoding="utf-8")
+    output = rpam(tmp_path / "copy", "run", "tiny.yaml")
+    assert re.findall(r"\[(\w+)\] done", output) == ["report"]
+    assert card.read_text(encoding="utf-8") == whole
+
+
+def test_the_page_is_told_and_opened(trip: Path, tmp_path: Path) -> None:
+    shutil.copytree(trip, tmp_path / "copy")
+    told = tmp_path / "told"
+    told.write_text(f"#!{sys.executable}\nimport sys; open({str(told) + '.txt'!r}, 'w').write(sys.argv[1])\n")
+    told.chmod(0o755)
+    result = subprocess.run(
+        command("report", "tiny.yaml", "--open"),
+        cwd=tmp_path / "copy",
+        env=ENVIRONMENT | {"BROWSER": str(told)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    page = tmp_path / "copy/runs/tiny/report/report.html"
+    assert "report: runs/tiny/report/report.html" in result.stdout
+    deadline = time.monotonic() + 20
+    while not Path(f"{told}.txt").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert Path(f"{told}.txt").read_text() == page.as_uri()
 
 
 def start(folder: Path, stage: str) -> subprocess.Popen[bytes]:
@@ -253,7 +290,8 @@ def test_another_method_needs_no_fit_and_records_itself(trip: Path, tmp_path: Pa
     assert (origin["method"], origin["options"]) == ("ties", {"density": 0.3})
     assert origin["long"]["sha256"] != origin["short"]["sha256"]
     card = (run / "merge/tiny/README.md").read_text()
-    assert yaml.safe_load(card.split("---")[1])["base_model"] == ["long", "short"]
+    assert "merge" in yaml.safe_load(card.split("---")[1])["tags"]
+    assert "base_model lacks long and short" in card
     assert "| method | ties |" in card
     before = (run / "merge/tiny/model.safetensors").read_bytes()
     verify_again(Run(load_recipe(tmp_path / "copy" / "tiny.yaml"), run, Quiet(), print))
