@@ -292,7 +292,7 @@ def test_another_method_needs_no_fit_and_records_itself(trip: Path, tmp_path: Pa
     card = (run / "merge/tiny/README.md").read_text()
     assert "merge" in yaml.safe_load(card.split("---")[1])["tags"]
     assert "base_model lacks long and short" in card
-    assert "| method | ties |" in card
+    assert "| method | ties with density 0.3 |" in card
     before = (run / "merge/tiny/model.safetensors").read_bytes()
     verify_again(Run(load_recipe(tmp_path / "copy" / "tiny.yaml"), run, Quiet(), print))
     assert (run / "merge/tiny/model.safetensors").read_bytes() == before
