@@ -59,9 +59,9 @@ QUICK: dict[str, Changes] = {
     "Sens": {"merge": {"method": "sens"}},
     "ReACT fold": {"merge": {"method": "react"}},
     "QA-Merging": {"merge": {"method": "qa_merging"}},
-    "AdaMerging": {"fit": {"preset": "adamerging"}},
 }
 SLOW: dict[str, Changes] = {
+    "AdaMerging": {"fit": {"preset": "adamerging"}},
     "adaptive, a block": {"fit": {"granularity": "block"}},
     "adaptive, a matrix": {"fit": {"granularity": "matrix"}},
     "adaptive, a row": {"fit": {"granularity": "row"}},
