@@ -2,7 +2,7 @@
 
 Each code has a section in docs/troubleshooting.md. A message says what is wrong in this case; its code, what kind
 of thing that is. The kind follows from the room of the house that raised the error, so that a `raise` need not name
-it; the few that can come from any room (memory, disk, GPU) do: `RpamError(..., code="E08")`.
+it; the few that can come from any room (memory, disk) do: `RpamError(..., code="E08")`.
 """
 
 from __future__ import annotations
@@ -62,7 +62,6 @@ _CODE_OF_MODULE = {
     "rpam_lite.report": "E13",
     "rpam_lite.streaming": "E06",
     "rpam_lite.streaming.capture": "E11",
-    "rpam_lite.streaming.machine": "E09",
     "rpam_lite.streaming.plan": "E07",
     "rpam_lite.streaming.shapes": "E02",
     "rpam_lite.streaming.store": "E08",

@@ -7,7 +7,7 @@ EXTRA_OF = {
     "torch": "merge",
     "transformers": "merge",
     "tokenizers": "merge",
-    "bitsandbytes": "lowbit",
+    "bitsandbytes": "nf4",
     "peft": "methods",
     "gguf": "gguf",
     "llama_cpp": "gguf",
