@@ -197,7 +197,7 @@ class Capture(_Section):
     top_k: Positive | Literal["auto"] = Field(
         "auto",
         description="next-token log-probabilities kept a position, tail apart; auto: the least power of two that "
-        "loses less than 1 % of the KL divergence between the parents",
+        "loses less than 1 % of the KL divergence, from one parent to the other and on the way",
     )
 
 

@@ -84,8 +84,9 @@ def _say_top_k(run: Run, kept: TopK) -> None:
     from rpam_lite.streaming.top_k import MOST_TOP_K, TOLERANCE
 
     run.say(
-        f"targets: the top {kept.top_k} log-probabilities a position lose {100 * kept.lost:.2g} % of the parents' KL "
-        f"divergence ({kept.kl:.3g} nats a position, on {kept.positions} of them)"
+        f"targets: the top {kept.top_k} log-probabilities a position lose at most {100 * kept.lost:.2g} % of the KL "
+        f"divergence between the parents and on the way (theirs is {kept.kl:.3g} nats a position, on {kept.positions} "
+        "of them)"
     )
     if kept.lost >= TOLERANCE:
         limit = "" if kept.top_k >= MOST_TOP_K else ", if `memory.host` allows it"
