@@ -71,7 +71,7 @@ def make_run(
     recipe = _recipe(folder, granularity, levels, types, say, questions, changes)
     run = folder / "runs" / recipe.name
     asked = read_task_file(eval_file(recipe))
-    _write_eval(run / "eval", recipe, asked, say)
+    _write_eval(run / "eval", recipe, asked, say, dial)
     _write_files(run, recipe)
     if recipe.merge.method == "rpam":
         write_json(run / "fit" / "coefficients.json", coefficients(granularity, layers))
@@ -159,22 +159,31 @@ def _write_files(run: Path, recipe: Recipe) -> None:
     )
 
 
-def _write_eval(folder: Path, recipe: Recipe, questions: list[Question], say: Callable[[str], str]) -> None:
+def _write_eval(folder: Path, recipe: Recipe, questions: list[Question], say: Callable[[str], str], dial: bool) -> None:
     """evaluation.json and the records: Short is right on a third, Long thinks and is right, the merge is between."""
     names = {"Short": 0.0, "Long": 1.0, "Scalar 0.5": 0.5, "Merge f16": None}
     names |= {f"Merge {name}": None for name in recipe.quantize.types}
+    names |= {"Price 0": None} if dial else {}  # the member that was not taken
     records = {name: [_record(name, i, q, say) for i, q in enumerate(questions)] for name in names}
     curve = [records[name] for name in ("Short", "Scalar 0.5", "Long")]
     rows = []
     for name, weight in names.items():
         file = f"records-{name.replace(' ', '-')}.jsonl"
-        kind = "merge" if weight is None else "scalar" if weight == 0.5 else "parent"
+        kind = (
+            "member"
+            if name.startswith("Price")
+            else "merge"
+            if weight is None
+            else "scalar"
+            if weight == 0.5
+            else "parent"
+        )
         row: dict[str, Any] = {"name": name, "kind": kind, "weight": weight}
         row |= asdict(summarize(records[name], LONG_THINK))
         row["intervals"] = _told(measure(by_question(records[name])))
         row["levels"] = {str(k): asdict(v) for k, v in summarize_by_level(records[name], LONG_THINK).items()}
         row["records"] = file
-        if kind == "merge":
+        if kind in ("merge", "member"):
             answers = [by_question(records[n]) for n in (name, "Short", "Long")]
             row["over_curve"] = asdict(gain_over_curve(records[name], curve))
             row["adaptivity"] = _told(measure_adaptivity(*answers, LONG_THINK, draws=50))
