@@ -8,7 +8,7 @@ vocabularies, two of the recipes run with those as well.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,23 +87,32 @@ def rpam(*arguments: str) -> str:
     return result.stdout
 
 
-def travel(name: str, tmp_path: Path, at_hub: Any, tokenizer: Any, vocabularies: Path | None) -> Path:
-    """check, plan and run; the run folder."""
+def travel(
+    name: str, tmp_path: Path, at_hub: Any, tokenizer: Any, vocabularies: Path | None, commands: Sequence[str]
+) -> Path:
+    """check, plan and the commands; the run folder."""
     parents = load_recipe(ROOT / f"recipes/{name}.yaml").parents
     at_hub(write_pair(tmp_path / "models", str(parents.long), str(parents.short), tokenizer, vocabularies))
     recipe, runs = str(shrink(name, tmp_path)), str(tmp_path / "runs")
     found = json.loads(rpam("check", recipe, "--runs", runs, "--json"))
     assert found["worst"] != "ERROR"
     assert "a step: arithmetic" in rpam("plan", recipe, "--host", "16GiB")
-    rpam("run", recipe, "--runs", runs)
+    for command in commands:
+        rpam(command, recipe, "--runs", runs)
     return tmp_path / "runs" / load_recipe(Path(recipe)).name
 
 
-def looked_at(run: Path) -> None:
-    """Every stage is done, both labels occur and the merge can be asked."""
-    assert all((run / stage / "manifest.json").exists() for stage in STAGES)
+def assert_labels(run: Path) -> None:
+    """Every question is labelled by the parent that gives its gold answer."""
     rows = [json.loads(line) for line in (run / "label/patterns.jsonl").read_text(encoding="utf-8").splitlines()]
     assert {(row["answer"], row["label"]) for row in rows} == {(LONG_GOLD, "long"), (SHORT_GOLD, "short")}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_makes_the_whole_trip(name: str, tmp_path: Path, at_hub: Any, tokenizer: Any) -> None:
+    run = travel(name, tmp_path, at_hub, tokenizer, None, ["run"])
+    assert all((run / stage / "manifest.json").exists() for stage in STAGES)
+    assert_labels(run)
     evaluation = json.loads((run / "eval/evaluation.json").read_text(encoding="utf-8"))
     right = {row["name"]: row["accuracy"] for row in evaluation["rows"]}
     golds = [json.loads(line)["answer"] for line in (run / "questions/evaluation.jsonl").read_text().splitlines()]
@@ -111,16 +120,15 @@ def looked_at(run: Path) -> None:
     assert right["Short"] == golds.count(SHORT_GOLD) / len(golds)
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_makes_the_whole_trip(name: str, tmp_path: Path, at_hub: Any, tokenizer: Any) -> None:
-    looked_at(travel(name, tmp_path, at_hub, tokenizer, None))
-
-
 @pytest.mark.parametrize("name", WITH_VOCABULARY)
 def test_with_the_real_vocabulary(name: str, shared_data: Path, tmp_path: Path, at_hub: Any, tokenizer: Any) -> None:
+    """Up to the proven GGUF file: what comes after knows no vocabulary, and each file of this size takes seconds."""
     if not (shared_data / "vocab").is_dir():
         pytest.skip("RPAM_TEST_DATA holds no real vocabularies")
-    looked_at(travel(name, tmp_path, at_hub, tokenizer, shared_data / "vocab"))
+    stages = ["label", "capture", "fit", "merge", "export"]
+    run = travel(name, tmp_path, at_hub, tokenizer, shared_data / "vocab", stages)
+    assert_labels(run)
+    assert json.loads((run / f"export/{name}-f16.proof.json").read_text(encoding="utf-8"))["values"] > 0
 
 
 def test_every_header_says_what_the_planner_says_now() -> None:
