@@ -65,9 +65,9 @@ def _source(folder: Path, parent: str, layer: int, lambdas: dict[str, float]) ->
 
 def _one(value: Lambda, name: str) -> float:
     if isinstance(value, LowRank) or (isinstance(value, torch.Tensor) and value.numel() != 1):
-        count = "one a weight" if isinstance(value, LowRank) else str(value.numel())
+        count = "a coefficient a weight" if isinstance(value, LowRank) else f"{value.numel()} coefficients"
         raise RpamError(
-            f"{name}: has {count} coefficients and mergekit knows one a tensor; fit with "
+            f"{name}: has {count} and mergekit knows one a tensor; fit with "
             "`fit.granularity` layer, block or matrix."
         )
     return float(value)

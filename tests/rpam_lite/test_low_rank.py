@@ -219,7 +219,7 @@ def test_the_merge_is_the_formula_in_fp32_rounded_once(pair: Path) -> None:
 
 
 def test_mergekit_cannot_be_told(pair: Path) -> None:
-    with pytest.raises(RpamError, match="has one a weight coefficients and mergekit knows one a tensor"):
+    with pytest.raises(RpamError, match="has a coefficient a weight and mergekit knows one a tensor"):
         mergekit_config(pair / "long", pair / "short", "long", [[UP]], [], lambda name: random_field((6, 4)), "float16")
 
 
