@@ -67,7 +67,6 @@ def _one(value: Lambda, name: str) -> float:
     if isinstance(value, LowRank) or (isinstance(value, torch.Tensor) and value.numel() != 1):
         count = "a coefficient a weight" if isinstance(value, LowRank) else f"{value.numel()} coefficients"
         raise RpamError(
-            f"{name}: has {count} and mergekit knows one a tensor; fit with "
-            "`fit.granularity` layer, block or matrix."
+            f"{name}: has {count} and mergekit knows one a tensor; fit with `fit.granularity` layer, block or matrix."
         )
     return float(value)
