@@ -1,0 +1,157 @@
+"""The sections on how coefficients are found: memory, capture, fit and dial."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from rpam_lite.recipe.values import Accelerator, NonNegative, Positive, Section, Share, Size
+
+
+class Memory(Section):
+    """What capture and fit may use; without a value, most of what is free now."""
+
+    device: Size | None = Field(None, description="of the GPU, such as 6GiB; not read on a CPU")
+    host: Size | None = None
+    disk: Size | None = None
+    accelerator: Accelerator = Field("auto", description="where capture and fit compute; auto: a GPU if there is one")
+    codec: Literal["auto", "exact", "bf16", "int8", "int8-nf4", "nf4"] = Field(
+        "auto", description="how both parents are held; auto takes exact or int8"
+    )
+
+
+class Capture(Section):
+    """Which questions and positions the hidden states are kept for."""
+
+    questions_per_class: Positive = 64
+    positions: tuple[Literal["prompt", "last_prompt_token", "response"], ...] = Field(
+        ("prompt", "response"), min_length=1
+    )
+    answer_tokens: Positive | None = Field(
+        None, description="cut every answer after so many tokens, which capture and fit then read; all without it"
+    )
+    response_tokens: Positive | None = Field(None, description="keep the first R response tokens; all without it")
+    response_stride: Positive = Field(1, description="of the response, keep every n-th token")
+    skip_first_token: bool = Field(True, description="leave the attention sink at position 0 out")
+    top_k: Positive | Literal["auto"] = Field(
+        "auto",
+        description="next-token log-probabilities kept a position, tail apart; auto: the least power of two that "
+        "loses less than 1 % of the KL divergence, from one parent to the other and on the way",
+    )
+
+
+class Release(Section):
+    """Settings of `fit.preset: release`; the defaults are those of its best published run."""
+
+    prompt_tokens: Positive = Field(1024, description="every prompt is padded or cut to this length")
+    omega: NonNegative = Field(1000.0, description="weight of the contrastive term")
+    temperature: float = Field(0.1, gt=0)
+    start: float = Field(0.5, description="weight of the SHORT parent, as the release counts")
+    learning_rate: float = Field(0.001, gt=0)
+    epochs: Positive = 100
+    batch: Positive = Field(16, description="questions of one label a step")
+
+
+# The paper's objective in its corrected form: hidden states alone.
+_PAPER = {"alignment_weight": 1.0, "contrastive_weight": 1.0, "kl_weight": 0.0, "sequential": True}
+# AdaMerging's: no label and no answer is read, only how sure the merge is of its answer's first token.
+_ADAMERGING = {"entropy_weight": 1.0, "kl_weight": 0.0, "kl_tokens": 1}
+_FILLED_IN = {"paper": _PAPER, "adamerging": _ADAMERGING}
+
+
+class Fit(Section):
+    """Objective and optimizer of lambda; the terms are logged apart."""
+
+    preset: Literal["adaptive", "paper", "adamerging", "release"] = Field(
+        "adaptive",
+        description="defaults of the weights below: `adaptive`, as they stand here; `paper`, hidden states alone; "
+        "`adamerging`, the entropy of an answer's first token; "
+        "`release`: fit as the RPAM release does, its defects included; only `release` is read then",
+    )
+    release: Release = Release()
+
+    granularity: Literal["scalar", "layer", "block", "matrix", "row", "low_rank"] = "layer"
+    rank: Positive = Field(2, description="of `granularity: low_rank`: products of a row's and a column's number")
+    start: float = 0.5
+    alignment: Literal["gap", "mean", "raw", "cosine"] = Field("gap", description="form of the alignment term")
+    alignment_weight: NonNegative = 0.0
+    contrastive_weight: NonNegative = 0.0
+    kl_weight: NonNegative = 1.0
+    temperature: float = Field(0.1, gt=0, description="tau of the contrastive term")
+    output_contrast_weight: NonNegative = Field(
+        0.0, description="of leaving the other parent's distribution where the answer begins"
+    )
+    likelihood_weight: NonNegative = Field(0.0, description="of the selected answer's negative log-likelihood")
+    entropy_weight: NonNegative = Field(0.0, description="of the entropy of the merge's own next-token distributions")
+    output_temperature: float = Field(1.0, gt=0, description="tau of the output contrast, in nats")
+    kl_form: Literal["sequence", "mean"] = Field(
+        "sequence", description="sum over the answer's tokens, its divergence as a whole; or their mean"
+    )
+    decision_share: Share = Field(
+        0.5, description="of `kl_form: mean`: share of the answer's first token; 0 weighs all tokens alike"
+    )
+    kl_tokens: Positive | None = Field(
+        None, description="KL, likelihood and entropy read an answer's first so many tokens; all without it"
+    )
+    long_weight: float = Field(1.0, gt=0, description="weight of a question that selects Long, by that of the others")
+    ridge: NonNegative = Field(0.0, description="weight of lambda's variance")
+    smoothness: NonNegative = Field(0.0, description="weight of lambda's squared steps from layer to layer")
+    sequential: bool = Field(False, description="start with a closed-form fit of the alignment, layer by layer")
+    optimizer: Literal["lbfgs", "adam"] = Field("lbfgs", description="L-BFGS-B, or Adam, which needs more steps")
+    steps: Positive = Field(30, description="of the joint fit at most, each a gradient on the whole calibration set")
+    tolerance: NonNegative = Field(
+        1e-3,
+        description="stop when one step of L-BFGS-B, or ten of Adam, lower the loss by less than this share; 0: never",
+    )
+    learning_rate: float = Field(0.05, gt=0, description="of Adam")
+    hessian: bool = Field(False, description="write the Hessian's eigenvalues (two gradients a lambda)")
+    lower: float = Field(0.0, description="lambda is kept at or above this")
+    upper: float = Field(1.0, description="lambda is kept at or below this")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset_fills_in(cls, raw: object) -> object:
+        return _FILLED_IN.get(str(raw.get("preset")), {}) | raw if isinstance(raw, dict) else raw
+
+    @model_validator(mode="after")
+    def _keys_fit_together(self) -> Fit:
+        for key, needs, read in (
+            ("rank", "granularity: low_rank", self.granularity == "low_rank"),
+            ("decision_share", "kl_form: mean", self.kl_form == "mean"),
+            ("temperature", "contrastive_weight", self.contrastive_weight > 0),
+            ("output_temperature", "output_contrast_weight", self.output_contrast_weight > 0),
+            ("learning_rate", "optimizer: adam", self.optimizer == "adam"),
+        ):
+            if key in self.model_fields_set and not read and self.preset != "release":
+                raise ValueError(f"`{key}` is read under `{needs}` alone; set that, or take it out")
+        if not self.lower <= self.start <= self.upper:
+            raise ValueError(f"`start` {self.start} must lie between `lower` {self.lower} and `upper` {self.upper}")
+        return self
+
+
+class Dial(Section):
+    """A family of merges, one for each price of a token, of which the best for a wish is taken."""
+
+    prices: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] = Field(
+        (), description="points of accuracy that 1000 tokens must be worth; without any, one merge by the labels"
+    )
+    questions: Positive = Field(
+        256, description="calibration questions set aside to choose on, a third of each level at most"
+    )
+    max_tokens_share: Share | None = Field(
+        None, description="take the most accurate within this share of Long's tokens"
+    )
+    max_points_below_long: NonNegative | None = Field(
+        None, description="take the cheapest that loses at most so many points to Long; 1 where neither is given"
+    )
+
+    @model_validator(mode="after")
+    def _one_wish(self) -> Dial:
+        if self.model_fields_set - {"prices"} and not self.prices:
+            raise ValueError("`prices` is missing: without a family there is nothing to choose from")
+        if self.max_tokens_share is not None and self.max_points_below_long is not None:
+            raise ValueError("give `max_tokens_share` or `max_points_below_long`, not both")
+        if len(set(self.prices)) < len(self.prices):
+            raise ValueError(f"`prices` {list(self.prices)} holds one twice")
+        return self

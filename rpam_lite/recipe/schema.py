@@ -1,0 +1,203 @@
+"""The schema of a recipe: everything a user can set, with its default.
+
+Unknown keys are refused, and all mistakes of a file are reported at once. Questions are a file, or data
+sets by name, of which the pipeline draws (pipeline/questions.py). After a change here, in fitting.py or in
+values.py: `python -m rpam_lite.schemas docs`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from rpam_lite.recipe.fitting import Capture, Dial, Fit, Memory
+from rpam_lite.recipe.values import (
+    Accelerator,
+    NonNegative,
+    ParentName,
+    Positive,
+    Questions,
+    Section,
+    Share,
+    Size,
+    file_of,
+    graders_of,
+)
+
+OURS = "rpam"  # the merge method that fits coefficients
+
+
+class Parents(Section):
+    """The two checkpoints to merge, and the one both were tuned from, if it is at hand.
+
+    Each a folder (absolute once the recipe is loaded) or an id on the hub: org/name or org/name@revision.
+    """
+
+    long: Path
+    short: Path
+    base: Path | None = None
+
+
+class Urls(Section):
+    """Servers of the two parents, with an OpenAI-compatible interface."""
+
+    long: str = Field(pattern=r"^https?://")
+    short: str = Field(pattern=r"^https?://")
+
+
+class Label(Section):
+    """Pattern labels: sample both parents on `questions`, grade, and apply the rule."""
+
+    questions: Questions
+    rule: Literal["strict", "release", "ada-r1", "cost"] = Field(
+        "strict", description="from both parents' samples to a label; another one samples nothing again"
+    )
+    price: NonNegative = Field(1.0, description="of `rule: cost`: points of accuracy that 1000 tokens must be worth")
+    samples: Positive = Field(8, description="answers a question from each parent (k)")
+    adaptive: bool = Field(False, description="stop sampling a question when its label is settled; k is the most")
+    stop_probability: Share = Field(
+        0.01, description="of `adaptive`: settled if all k would change the label with less than this; 0: if they can't"
+    )
+    temperature: NonNegative = 0.6
+    top_p: Share = 0.95
+    top_k: int = Field(20, ge=0, description="0 keeps every token")
+    max_tokens: Positive = 4096
+    parallel: Positive = Field(16, description="sequences decoded side by side")
+    engine: Literal["gguf", "bf16", "int8", "nf4", "http"] = Field(
+        "gguf", description="runs the parents: llama.cpp, transformers in one of three precisions, or servers"
+    )
+    type: Literal["F32", "F16", "BF16", "Q8_0"] | None = Field(
+        None, description="of `engine: gguf`; without it that of `export.type`"
+    )
+    urls: Urls | None = Field(None, description="of `engine: http`: one server for each parent")
+
+    @model_validator(mode="after")
+    def _keys_fit_together(self) -> Label:
+        given = self.model_fields_set
+        for key, needs, read in (
+            ("price", "rule: cost", self.rule == "cost"),
+            ("stop_probability", "adaptive: true", self.adaptive),
+            ("type", "engine: gguf", self.engine == "gguf"),
+            ("urls", "engine: http", self.engine == "http"),
+        ):
+            if key in given and not read:
+                raise ValueError(f"`{key}` is read under `{needs}` alone; set that, or take `{key}` out")
+        if self.engine == "http" and self.urls is None:
+            raise ValueError("`engine: http` needs `urls: {long: http://..., short: http://...}`")
+        if others := [name for name, grader in graders_of(self.questions).items() if grader != "math"]:
+            raise ValueError(f"{', '.join(others)}: only answers in a box can be labelled; take sets of mathematics")
+        return self
+
+    @property
+    def file(self) -> Path:
+        """The questions as a file, of data sets once they are drawn."""
+        return file_of(self.questions, "label.questions")
+
+
+class Merge(Section):
+    """How the merged checkpoint is made and written."""
+
+    method: str = Field(OURS, description="rpam: fitted coefficients; others as `rpam methods` lists them")
+    options: dict[str, float] = Field({}, description="of another method than rpam")
+    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    shard_size: Size = Field(5 * 10**9, description="most bytes of weights a file")
+    accelerator: Accelerator = Field("cpu", description="where merge and verification compute")
+    donor: ParentName = Field("long", description="parent whose config, tokenizer and template are kept")
+    think_prefill: Literal["keep", "drop"] = Field(
+        "keep", description="a donor's template that opens the think block in the prompt: keep that, or drop it"
+    )
+
+
+class Export(Section):
+    """The unquantized GGUF file."""
+
+    type: Literal["F32", "F16", "BF16"] = "F16"
+
+
+class Quantize(Section):
+    """llama.cpp quantization types to make, by llama.cpp's own names."""
+
+    types: tuple[str, ...] = ("Q8_0", "Q4_K_M")
+    imatrix: bool = Field(True, description="weigh the errors by the merge's own inputs on the calibration set")
+    overrides: dict[str, str] = Field({}, description="type of the tensors whose name holds a regular expression")
+    output_type: str = Field("", description="type of the output head; llama.cpp's choice where empty")
+    embedding_type: str = Field("", description="type of the embedding; likewise")
+    threads: Positive = 2
+
+
+class Ollama(Section):
+    """What the Modelfile sets: Ollama's own defaults cut a reasoning model's answers at 4096 tokens."""
+
+    num_ctx: Positive = Field(16384, description="context, prompt and answer together")
+    temperature: float = Field(0.6, ge=0)
+    top_p: float = Field(0.95, gt=0, le=1)
+    top_k: int = Field(20, ge=0)
+    system: str = Field("", description="system prompt; none where empty")
+
+
+class Fields(Section):
+    """Names of the fields of a question file."""
+
+    question: str = "question"
+    answer: str = "answer"
+    level: str = "level"
+
+
+class Eval(Section):
+    """Measurement in llama.cpp on held-out questions, greedy."""
+
+    questions: Questions
+    fields: Fields = Field(Fields(), description="names of its fields")
+    grader: str = Field("math", description="math, exact, choice, regex, or package.module:function")
+    pattern: str = Field("", description="of `grader: regex`: its first group is the answer")
+    instruction: str = Field("", description="put behind every question")
+    max_tokens: Positive = 4096
+    parallel: Positive = 16
+    scalar_curve: tuple[Share, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    long_think_tokens: Positive = Field(32, description="an answer with this many think tokens is a long one")
+
+    @model_validator(mode="after")
+    def _sets_bring_their_own(self) -> Eval:
+        graders = graders_of(self.questions)
+        if graders and (told := sorted(self.model_fields_set & {"fields", "instruction"})):
+            raise ValueError(f"{', '.join(told)}: data sets bring their own; take it out, or name a file")
+        for name, grader in graders.items():
+            if grader != self.grader:
+                raise ValueError(f"{name} is graded by `{grader}`; set `grader: {grader}`, and take other sets out")
+        return self
+
+    @property
+    def file(self) -> Path:
+        """The questions as a file, of data sets once they are drawn."""
+        return file_of(self.questions, "eval.questions")
+
+
+class Recipe(Section):
+    """One recipe file."""
+
+    version: Literal[1]
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = Field(1, ge=0)
+    threads: Positive = Field(2, description="of torch, in capture, statistics and fit")
+    engine_threads: Positive = Field(
+        2, description="of llama.cpp; its threads wait for each other by spinning, so stay below the idle cores"
+    )
+    parents: Parents
+    label: Label
+    memory: Memory = Memory()
+    capture: Capture = Capture()
+    fit: Fit = Fit()
+    dial: Dial = Dial()
+    merge: Merge = Merge()
+    export: Export = Export()
+    quantize: Quantize = Quantize()
+    ollama: Ollama = Ollama()
+    eval: Eval
+
+    @model_validator(mode="after")
+    def _prices_are_read(self) -> Recipe:
+        if self.dial.prices and self.fit.preset in ("adamerging", "release"):
+            raise ValueError(f"`dial.prices` is not read under `fit.preset: {self.fit.preset}`; take one of them out")
+        return self
