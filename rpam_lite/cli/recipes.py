@@ -73,10 +73,10 @@ def ls_command(as_json: JsonOption = False) -> None:
         print_json({"version": 1, "recipes": [vars(recipe) for recipe in found]})
         return
     table = Table(show_edge=False)
-    for column in ("name", "Long", "Short", "about"):
-        table.add_column(column, overflow="fold")
+    table.add_column("name", no_wrap=True)
+    table.add_column("about")  # names both parents; their ids, which 80 columns would break, are in --json and `show`
     for recipe in found:
-        table.add_row(recipe.name, recipe.long, recipe.short, recipe.about)
+        table.add_row(recipe.name, recipe.about)
     Console(soft_wrap=True).print(table)
 
 
