@@ -52,7 +52,7 @@ check: setup
 
 # Installed when asked for: nothing else needs it. A link or a heading that does not exist ends the build.
 docs: setup
-	@$(BIN)/python -c "import material" 2>/dev/null || $(PIP) install -q -c constraints.txt -e '.[docs]'
+	@$(BIN)/python -c "import latex2mathml, material" 2>/dev/null || $(PIP) install -q -c constraints.txt -e '.[docs]'
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "build/site/index.html"
 
