@@ -1,4 +1,4 @@
-"""A ```math fence, as GitHub shows it, becomes MathML in the site: browsers show that without scripts or fonts of ours."""
+"""A ```math fence, as GitHub shows it, becomes MathML in the site: browsers show it without scripts."""
 
 from typing import Any
 
