@@ -17,6 +17,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from queue import LifoQueue
 from typing import Any
 
@@ -35,7 +36,7 @@ class _Worker:
     """One process, the functions it has imported, and a thread that waits for its answers."""
 
     def __init__(self) -> None:
-        # The process finds what this one finds, a user's own module included.
+        self.paths = _paths()
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "quant.tasks.workers"],
@@ -72,6 +73,13 @@ class _Worker:
         # With what a user's grader has started: it would keep the pipe open that the reader waits for.
         end_group(self.process)
         self.reader.shutdown()
+
+
+def _paths() -> list[str]:
+    """Where modules are found: a worker must find what this process finds, a user's own module included."""
+    with contextlib.suppress(FileNotFoundError):  # the working folder may be deleted
+        return [str(Path.cwd()), *sys.path]
+    return sys.path.copy()
 
 
 # The last one that was free is taken first, so that one caller at a time keeps to one process.
@@ -112,6 +120,9 @@ def _borrowed(function: str) -> Iterator[_Worker]:
     """A worker that has imported the function, and that nobody else talks to."""
     worker = _free.get()
     try:
+        if worker is not None and function not in worker.loaded and worker.paths != _paths():
+            worker.stop()
+            worker = None
         if worker is None or worker.process.poll() is not None:
             worker = _Worker()
         if function not in worker.loaded:
@@ -146,6 +157,7 @@ def _serve() -> None:
         try:
             if name not in functions:
                 module, _, attribute = name.partition(":")
+                importlib.invalidate_caches()  # the module may be younger than this process
                 functions[name] = getattr(importlib.import_module(module), attribute)
                 if not callable(functions[name]):
                     raise TypeError(f"{attribute!r} is not a function")

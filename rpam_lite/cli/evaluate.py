@@ -77,6 +77,9 @@ def eval_command(
     ] = "math",
     pattern: Annotated[str, typer.Option(help="with --grader regex: its first group is the answer")] = "",
     instruction: Annotated[str, typer.Option(help="of question files: put behind every question")] = "",
+    strict: Annotated[
+        bool, typer.Option("--strict", help="math: an answer without \\boxed{} is wrong, as where recipes are measured")
+    ] = False,
     records: Annotated[Path, typer.Option(help="folder of the records; a run goes on from there")] = Path("records"),
     filed_as: Annotated[str, typer.Option(help="go on with the records of this name, on another engine")] = "",
     lm_eval: Annotated[bool, typer.Option("--lm-eval", help="tasks of EleutherAI's harness, run by it")] = False,
@@ -119,7 +122,7 @@ def eval_command(
     settings = Settings(samples, Sampling(temperature, top_p, top_k, seed), max_tokens or 4096, long_think_tokens)
     with progress_bars() as bars:
         files = named_tasks(tasks, (question_field, answer_field, level_field), grader, pattern, instruction)
-        evaluation = evaluate_models(models, opened, files, settings, limit, records, filed_as, bars)
+        evaluation = evaluate_models(models, opened, files, settings, limit, records, filed_as, bars, strict)
     if save is not None:
         evaluation.save(save)
     tell(evaluation, long, short, curve or [], budget or [], plot)

@@ -172,7 +172,7 @@ def _require_asked_alike(one: Measured, other: Measured) -> None:
         for what, a, b in (
             ("different questions", _questions(ours), _questions(theirs)),
             ("different sampling or limits of tokens", _way(ours), _way(theirs)),
-            ("different graders", ours[0].grader, theirs[0].grader),
+            ("different graders (recipes are measured as by `rpam eval --strict`)", ours[0].grader, theirs[0].grader),
         ):
             if a != b:
                 raise RpamError(f"{one.label} and {other.label}: {what} on {task}; measure both in the same way.")

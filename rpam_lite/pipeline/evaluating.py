@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ def evaluate_models(
     records: Path,
     filed_as: str,
     progress: Progress,
+    strict: bool = False,
 ) -> Evaluation:
     """Evaluate models one after another, so that one at a time is in memory.
 
@@ -40,6 +42,7 @@ def evaluate_models(
         records: Folder of the records.
         filed_as: See `quant.evaluate`.
         progress: Told of every completion.
+        strict: Whether the grader `math` takes boxed answers only, as where a recipe is measured.
     """
     from quant.evaluation import evaluate, joined
     from quant.tasks.catalog import load_tasks
@@ -47,7 +50,7 @@ def evaluate_models(
     if filed_as and len(models) > 1:
         raise RpamError(f"--filed-as {filed_as} goes with one model, not with {len(models)}.")
     _require_models(models)
-    loaded = load_tasks(tasks)
+    loaded = [replace(task, fallback=task.fallback and not strict) for task in load_tasks(tasks)]
     asked = settings.samples * sum(len(task.questions[:limit]) for task in loaded)
     found: list[Evaluation] = []
     for model in models:

@@ -36,6 +36,12 @@ def modelfile_of(file: Path) -> Path:
     return file.with_name(f"Modelfile.{file.stem}")
 
 
+def usable_context(run: Run) -> int:
+    """Tokens of prompt and answer: what the recipe asks for, but not more than the model was made for."""
+    config = read_json(merged_folder(run) / "config.json", "the merged checkpoint's config")
+    return min(run.recipe.ollama.num_ctx, int(config.get("max_position_embeddings", run.recipe.ollama.num_ctx)))
+
+
 def settings(run: Run) -> ModelSettings:
     """What Ollama is told of the merge."""
     from export.ollama import ModelSettings, stop_tokens
@@ -46,7 +52,7 @@ def settings(run: Run) -> ModelSettings:
     tokens = tokens_by_id(folder)
     licence = folder / "LICENSE"
     return ModelSettings(
-        section.model_dump(include={"num_ctx", "temperature", "top_p", "top_k"}),
+        {"num_ctx": usable_context(run), **section.model_dump(include={"temperature", "top_p", "top_k"})},
         stop_tokens(list(tokens.values()), end),
         section.system,
         licence.read_text(encoding="utf-8") if licence.exists() else "",

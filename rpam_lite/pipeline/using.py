@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from rpam_lite.checkpoint.files import read_json, write_text
+from rpam_lite.checkpoint.files import write_text
 from rpam_lite.checkpoint.vocabulary import chat_template, opens_think_block, tokens_by_id
 from rpam_lite.pipeline.artefacts import exported_gguf, merged_folder, quantized_gguf
-from rpam_lite.pipeline.ollama import modelfile_of
+from rpam_lite.pipeline.ollama import modelfile_of, usable_context
 from rpam_lite.pipeline.stage import Run
 from rpam_lite.report.commands import Use, as_markdown, commands
 
@@ -29,10 +29,9 @@ def use_of(run: Run) -> Use:
     """
     recipe, folder = run.recipe, merged_folder(run)
     template = chat_template(folder) or ""
-    config = read_json(folder / "config.json", "the merged checkpoint's config")
+    context = usable_context(run)
     chosen = usual_type(recipe.quantize.types)
     file = quantized_gguf(run, chosen) if chosen else exported_gguf(run)
-    context = min(recipe.ollama.num_ctx, int(config.get("max_position_embeddings", recipe.ollama.num_ctx)))
     return Use(
         name=recipe.name,
         checkpoint=str(folder),

@@ -237,6 +237,19 @@ def test_functions_of_a_user(monkeypatch: pytest.MonkeyPatch) -> None:
     assert grade("abc", "ab", grader="longer").correct
 
 
+def test_a_function_younger_than_the_processes_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("one", "two"):
+        # With a process that is there already, and does not know the folder.
+        assert grade("\\boxed{1/2}", "0.5").correct
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f"{folder}.py").write_text("def same(answer, gold):\n    return answer == gold\n")
+        monkeypatch.syspath_prepend(tmp_path / folder)
+        assert grade("a", "a", grader=f"{folder}:same").correct
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "three.py").write_text("def same(answer, gold):\n    return answer == gold\n")
+    check_grader("three:same")
+
+
 def test_functions_and_patterns_that_never_return(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grader_module, "SECONDS", 0.5)
     assert grade("x", "7", grader=f"{HERE}:never_returns").reason == "took too long"
