@@ -17,6 +17,7 @@ import numpy as np
 
 from quant.engines.llama_cpp import LlamaCppEngine
 from rpam_lite.errors import RpamError
+from rpam_lite.quiet import without_loading_bars
 
 _F32 = 0  # GGML_TYPE_F32
 CHUNK = 64  # positions whose logits are held at a time
@@ -72,7 +73,8 @@ def folder_model(folder: Path, dtype: str = "float32", device: str = "cpu") -> L
     from transformers import AutoModelForCausalLM, DynamicCache
 
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).to(device).eval()
+        with without_loading_bars():
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).to(device).eval()
     except (OSError, ValueError) as error:
         raise RpamError(f"{folder}: transformers can't load it ({str(error).splitlines()[0]}).") from None
 

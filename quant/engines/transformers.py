@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, DynamicCache
-from transformers.utils import logging as transformers_logging
 
 from quant.engines.base import Completion, Request
 from quant.engines.chat import ChatTokenizer
@@ -25,6 +24,7 @@ from quant.engines.sampling import draw
 from rpam_lite.checkpoint.source import CheckpointSource
 from rpam_lite.device import check_low_bits, choose_device, release_memory
 from rpam_lite.errors import RpamError
+from rpam_lite.quiet import without_loading_bars
 
 KINDS = {4: "nf4", 8: "int8", 16: "bf16", 32: "fp32"}
 _HASHED = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -224,12 +224,11 @@ def _load(folder: Path, bits: int, device: torch.device) -> Any:
         )
         # It says at every layer that int8 arithmetic rounds bf16 to fp16.
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
     try:
-        model, told = AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False, output_loading_info=True, **settings
-        )
+        with without_loading_bars():
+            model, told = AutoModelForCausalLM.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False, output_loading_info=True, **settings
+            )
         model = model.eval() if bits < 16 else model.eval().to(device)
     except torch.OutOfMemoryError:
         raise RpamError(
@@ -238,9 +237,6 @@ def _load(folder: Path, bits: int, device: torch.device) -> Any:
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise RpamError(f"{folder}: transformers can't load it at {bits} bits on {device} ({reason}).") from None
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
     if missing := sorted(told["missing_keys"]):
         raise RpamError(f"{folder}: {missing[0]} is in none of its files; download the checkpoint again.")
     return model

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from quant.engines.llama_cpp import LlamaCppEngine
 from rpam_lite.errors import RpamError
+from rpam_lite.quiet import without_loading_bars
 
 Singles = NDArray[np.float32]
 Prompts = Sequence[tuple[int, ...]]
@@ -88,7 +89,8 @@ def folder_states(folder: Path, dtype: str = "float32", device: str = "cpu") -> 
     from transformers import AutoModel
 
     try:
-        model = AutoModel.from_pretrained(folder, dtype=getattr(torch, dtype), local_files_only=True)
+        with without_loading_bars():
+            model = AutoModel.from_pretrained(folder, dtype=getattr(torch, dtype), local_files_only=True)
     except (OSError, ValueError) as error:
         raise RpamError(f"{folder}: transformers can't load it ({str(error).splitlines()[0]}).") from None
     model = model.to(device).eval()

@@ -196,7 +196,11 @@ def _hub_errors(hub_id: str) -> Iterator[None]:
     except Exception as error:
         if not isinstance(error, (*unreachable(), OSError)):
             raise
-        why = f"no such folder beside the recipe, and the hub can't be reached ({' '.join(str(error).split())[:200]})"
+        cause = " ".join(str(error).split())[:200]
+        why = (
+            f"no such folder beside the recipe, and the hub can't be reached ({cause}); go online, or name the folder "
+            "of a copy"
+        )
     else:
         return
     raise RpamError(f"{hub_id}: {why}.")

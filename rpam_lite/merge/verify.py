@@ -20,6 +20,7 @@ from rpam_lite.checkpoint.source import CheckpointSource
 from rpam_lite.checkpoint.write import MADE_BY
 from rpam_lite.errors import RpamError
 from rpam_lite.merge.apply import ExactSource
+from rpam_lite.quiet import without_loading_bars
 from rpam_lite.streaming.whole import SMALL_MODEL, load_whole, parameters_of
 
 CHUNK_VALUES = 1 << 20
@@ -137,7 +138,8 @@ def _compare_logits(merged: CheckpointSource, source: ExactSource, seed: int) ->
     from transformers import AutoModelForCausalLM
 
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(merged.folder, dtype=torch.float32).eval()
+        with without_loading_bars():
+            loaded = AutoModelForCausalLM.from_pretrained(merged.folder, dtype=torch.float32).eval()
     except Exception as error:  # transformers raises whatever its parts raise
         why = " ".join(str(error).split())[:200]
         raise RpamError(f"{merged.folder}: transformers can't load it ({why}); check the donor's config.") from None

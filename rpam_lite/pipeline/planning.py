@@ -79,7 +79,7 @@ class CardPlans:
 
     def in_full(self) -> str:
         """How steps are counted, and what takes how much where on the smallest card that works."""
-        full = next((plan_table(card.plan, card.budget) for card in self.cards if card.plan), "")
+        full = next((f"{card.card}: {plan_table(card.plan, card.budget)}" for card in self.cards if card.plan), "")
         return f"{_RATES}\n{full}"
 
     def as_json(self) -> dict[str, Any]:

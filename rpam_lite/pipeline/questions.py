@@ -144,7 +144,7 @@ def _load(named: dict[str, QuestionSets]) -> dict[str, list[Task]]:
             except RpamError as error:
                 missing.append(error)
     if missing:
-        raise RpamError(" ".join(str(error) for error in missing), code=missing[0].code)
+        raise RpamError("\n".join(dict.fromkeys(str(error) for error in missing)), code=missing[0].code)
     return tasks
 
 
