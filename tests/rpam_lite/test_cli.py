@@ -20,6 +20,7 @@ from rpam_lite.errors import missing_package
 from rpam_lite.pipeline.trip import STAGES
 from rpam_lite.terminal import interrupts_kept
 from tests.conftest import ROOT
+from tests.rpam_lite.command_line import rpam_here
 
 
 def rpam(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -63,11 +64,11 @@ def test_a_console_without_all_characters_gets_others_for_them(tmp_path: Path) -
 
 
 def test_a_good_pair_passes_the_check(tmp_path: Path, pair: Path) -> None:
-    result = rpam("check", recipe(tmp_path, pair), cwd=tmp_path)
+    result = rpam_here("check", recipe(tmp_path, pair), cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "0 errors, 3 findings" in result.stdout
     assert not (tmp_path / "runs").exists()
-    told = rpam("check", "mine.yaml", "--json", cwd=tmp_path)
+    told = rpam_here("check", "mine.yaml", "--json", cwd=tmp_path)
     assert json.loads(told.stdout)["worst"] == "INFO"
 
 
@@ -85,33 +86,33 @@ def test_wrong_arguments_and_recipes(tmp_path: Path, pair: Path) -> None:
 def test_a_wrong_pair_stops_at_the_check(tmp_path: Path, pair: Path) -> None:
     weights = pair / "short" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    result = rpam("run", recipe(tmp_path, pair), cwd=tmp_path)
+    result = rpam_here("run", recipe(tmp_path, pair), cwd=tmp_path)
     refused(result, "ERROR [checkpoint]", "is no whole safetensors file", "1 of 2 findings above are errors")
     assert not (tmp_path / "runs/mine/label").exists()
 
 
 def test_a_stage_without_its_files_names_the_one_to_run(tmp_path: Path, pair: Path) -> None:
-    refused(rpam("fit", recipe(tmp_path, pair), cwd=tmp_path), "stage 'capture' is not done", "rpam capture")
+    refused(rpam_here("fit", recipe(tmp_path, pair), cwd=tmp_path), "stage 'capture' is not done", "rpam capture")
     file = recipe(tmp_path, pair, quantize={"types": ["Q4_K_X"]})
-    refused(rpam("label", file, cwd=tmp_path), "ERROR [quantize]", "no type 'Q4_K_X'")
+    refused(rpam_here("label", file, cwd=tmp_path), "ERROR [quantize]", "no type 'Q4_K_X'")
 
 
 def test_two_processes_do_not_work_in_one_run_folder(tmp_path: Path, pair: Path) -> None:
     file = recipe(tmp_path, pair)
     with locked(tmp_path / "runs/mine/.lock", "mine"):
-        refused(rpam("capture", file, cwd=tmp_path), "runs/mine: another run works there")
-    refused(rpam("capture", file, cwd=tmp_path), "stage 'label' is not done")
+        refused(rpam_here("capture", file, cwd=tmp_path), "runs/mine: another run works there")
+    refused(rpam_here("capture", file, cwd=tmp_path), "stage 'label' is not done")
 
 
 def test_the_dials_wish_needs_prices(tmp_path: Path, pair: Path) -> None:
     file = recipe(tmp_path, pair)
-    refused(rpam("fit", file, "--max-tokens-share", "0.5", cwd=tmp_path), "give --price too")
-    refused(rpam("fit", file, "--price", "cheap", cwd=tmp_path), "--price cheap: must be numbers")
+    refused(rpam_here("fit", file, "--max-tokens-share", "0.5", cwd=tmp_path), "give --price too")
+    refused(rpam_here("fit", file, "--price", "cheap", cwd=tmp_path), "--price cheap: must be numbers")
 
 
 def test_a_run_folder_that_cannot_be_written(tmp_path: Path, pair: Path) -> None:
     (tmp_path / "runs").write_text("a file where a folder should be", encoding="utf-8")
-    refused(rpam("check", recipe(tmp_path, pair), cwd=tmp_path), "runs", "choose another folder with --runs")
+    refused(rpam_here("check", recipe(tmp_path, pair), cwd=tmp_path), "runs", "choose another folder with --runs")
 
 
 @pytest.mark.parametrize(
@@ -136,12 +137,12 @@ def test_json_is_one_document_and_nothing_else(arguments: tuple[str, ...], tmp_p
 
 def test_a_run_folder_keeps_a_log_and_its_recipe(tmp_path: Path, pair: Path) -> None:
     file = recipe(tmp_path, pair)
-    refused(rpam("capture", file, cwd=tmp_path), "stage 'label' is not done")
+    refused(rpam_here("capture", file, cwd=tmp_path), "stage 'label' is not done")
     log = (tmp_path / "runs/mine/rpam.log").read_text(encoding="utf-8")
     assert "rpam capture mine.yaml" in log
     assert "[check] done in" in log
     assert "ERROR [E13] runs/mine/label: stage 'label' is not done" in log
-    refused(rpam("capture", "runs/mine", cwd=tmp_path), "stage 'label' is not done")
+    refused(rpam_here("capture", "runs/mine", cwd=tmp_path), "stage 'label' is not done")
     assert (tmp_path / "runs/mine/rpam.log").read_text(encoding="utf-8").startswith(log)
     assert [f.name for f in (tmp_path / "runs").iterdir()] == ["mine"]
 

@@ -26,6 +26,7 @@ from rpam_lite.pipeline.stage import Run
 from rpam_lite.pipeline.trip import verify_again
 from rpam_lite.recipe import load_recipe
 from tests.conftest import ROOT
+from tests.rpam_lite.command_line import rpam_here
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
 
@@ -35,7 +36,7 @@ def command(*arguments: str) -> list[str]:
 
 
 def rpam(cwd: Path, *arguments: str) -> str:
-    result = subprocess.run(command(*arguments), cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    result = rpam_here(*arguments, cwd=cwd)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 
@@ -49,6 +50,7 @@ def write_recipe(folder: Path, **changes: dict[str, Any]) -> None:
         lines = (ROOT / "recipes" / recipe[section]["questions"]).read_text(encoding="utf-8").splitlines()
         (folder / f"{section}.jsonl").write_text("\n".join(lines[::every]) + "\n", encoding="utf-8")
         recipe[section]["questions"] = f"{section}.jsonl"
+    recipe["threads"] = 1
     recipe["label"]["samples"] = 2
     recipe["capture"]["questions_per_class"] = 8
     recipe["fit"] |= {"steps": 2}
