@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +27,26 @@ def read_tokenizer(folder: Path) -> dict[str, Any]:
     return tokenizer
 
 
-def tokens_by_id(folder: Path) -> dict[int, str]:
-    """Every token string of a checkpoint's tokenizer.json, by id."""
+def tokens_by_id(folder: Path) -> Mapping[int, str]:
+    """Every token string of a checkpoint's tokenizer.json, by id.
+
+    Raises:
+        RpamError: As `read_tokenizer`.
+    """
+    file = folder / "tokenizer.json"
+    told = file.stat() if file.exists() else None
+    return _tokens_by_id(folder.absolute(), told and (told.st_mtime_ns, told.st_size))
+
+
+@lru_cache(maxsize=4)  # a large vocabulary takes a second to read, and one command asks several times
+def _tokens_by_id(folder: Path, _unchanged: tuple[int, int] | None) -> Mapping[int, str]:
     tokenizer = read_tokenizer(folder)
     by_id = {id_: text for text, id_ in tokenizer["model"]["vocab"].items()}
     by_id.update({added["id"]: added["content"] for added in tokenizer.get("added_tokens", [])})
     return by_id
 
 
-def differing_tokens(a: dict[int, str], b: dict[int, str]) -> list[int]:
+def differing_tokens(a: Mapping[int, str], b: Mapping[int, str]) -> list[int]:
     """Ids whose token string differs, or that only one side has, ascending."""
     return sorted(i for i in a.keys() | b.keys() if a.get(i) != b.get(i))
 

@@ -90,13 +90,14 @@ def rpam(*arguments: str) -> str:
 def travel(
     name: str, tmp_path: Path, at_hub: Any, tokenizer: Any, vocabularies: Path | None, commands: Sequence[str]
 ) -> Path:
-    """check, plan and the commands; the run folder."""
+    """The commands, check and plan before them where the vocabulary is small; the run folder."""
     parents = load_recipe(ROOT / f"recipes/{name}.yaml").parents
     at_hub(write_pair(tmp_path / "models", str(parents.long), str(parents.short), tokenizer, vocabularies))
     recipe, runs = str(shrink(name, tmp_path)), str(tmp_path / "runs")
-    found = json.loads(rpam("check", recipe, "--runs", runs, "--json"))
-    assert found["worst"] != "ERROR"
-    assert "a step: arithmetic" in rpam("plan", recipe, "--host", "16GiB")
+    if vocabularies is None:
+        found = json.loads(rpam("check", recipe, "--runs", runs, "--json"))
+        assert found["worst"] != "ERROR"
+        assert "a step: arithmetic" in rpam("plan", recipe, "--host", "16GiB")
     for command in commands:
         rpam(command, recipe, "--runs", runs)
     return tmp_path / "runs" / load_recipe(Path(recipe)).name
