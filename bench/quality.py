@@ -28,7 +28,7 @@ from quant.engines import Engine, Sampling
 from quant.engines.llama_cpp import LlamaCppEngine
 from quant.records import Record
 from quant.tasks.catalog import load_tasks
-from quant.tasks.questions import TaskFile, read_task_file
+from quant.tasks.questions import TaskFile, load_questions, read_task_file
 from recipes.tiny.families import FAMILIES
 from recipes.tiny.questions import question_lines
 from rpam_lite.checkpoint.files import read_json, write_json, write_text
@@ -38,6 +38,7 @@ from rpam_lite.pipeline.dial import member_folder
 from rpam_lite.pipeline.measuring import write_coefficients_gguf
 from rpam_lite.pipeline.stage import Run, fingerprint, is_done, needed_by
 from rpam_lite.pipeline.trip import STAGES, run_one
+from rpam_lite.preflight.overlap import overlaps
 from rpam_lite.recipe import load_recipe
 from rpam_lite.streaming.skeleton import Skeleton
 from rpam_lite.terminal import progress_bars
@@ -110,11 +111,13 @@ def write_recipe(pair: Path, folder: Path, per_level: int, changes: Changes) -> 
     recipe = yaml.safe_load((ROOT / "recipes/tiny.yaml").read_text(encoding="utf-8"))
     recipe["name"] = folder.name
     recipe["parents"] = {name: str((pair / name).resolve()) for name in ("long", "short", "base")}
-    for split, count, section in (("calibration", 32, "label"), ("evaluation", per_level, "eval")):
-        file = folder / f"{split}-{count}.jsonl"
-        if not file.exists():
-            write_text(file, question_lines(split, count, seed=1, family=family))  # type: ignore[arg-type]
-        recipe[section]["questions"] = file.name
+    measured = folder / f"evaluation-{per_level}.jsonl"
+    calibration = folder / f"calibration-32-{per_level}.jsonl"
+    if not calibration.exists():
+        write_text(measured, question_lines("evaluation", per_level, seed=1, family=family))
+        write_text(calibration, question_lines("calibration", 32, seed=1, family=family))
+        write_text(calibration, _unlike(calibration, measured))
+    recipe["label"]["questions"], recipe["eval"]["questions"] = calibration.name, measured.name
     recipe["eval"]["grader"] = family.grader
     recipe["quantize"]["types"] = ["Q4_K_M"]
     del recipe["dial"]
@@ -123,6 +126,14 @@ def write_recipe(pair: Path, folder: Path, per_level: int, changes: Changes) -> 
     written = folder / "recipe.yaml"
     write_text(written, yaml.safe_dump(recipe, sort_keys=False))
     return written
+
+
+def _unlike(calibration: Path, measured: Path) -> str:
+    """Lines of the first file without those that are, or nearly are, questions of the second."""
+    found = overlaps(load_questions(calibration), load_questions(measured))
+    dropped = {overlap.calibration.key for overlap in found}
+    lines = calibration.read_text(encoding="utf-8").splitlines(keepends=True)
+    return "".join(line for number, line in enumerate(lines, 1) if str(number) not in dropped)
 
 
 def ensure(run: Run, stage: str) -> None:
