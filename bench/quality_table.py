@@ -113,15 +113,18 @@ def write_picture(results: Mapping[str, Mapping[str, Measured]], path: Path) -> 
         plot.plot(*_points(routing), "^", color="#9a5b13", label="both models, and a rule between them")
         plot.plot(*_points(ours), "o", color="#1d7a4f", label="ours")
         apart = [row for row in others if row["tokens"] > 0.1 * curve[-1]["tokens"]]  # names at Short would overlap
-        for row in [*ours, *apart, *routing]:
+        named = [row for row in ours if row["name"] != "dial"]  # which is one of its members
+        for row in [*named, *apart, *routing]:
             plot.annotate(
                 row["name"],
                 (row["tokens"], 100 * row["accuracy"]),
                 fontsize=6,
-                xytext=(4, -8),
+                xytext=(-6, 4) if row["kind"] == "routing" else (5, -8),
+                ha="right" if row["kind"] == "routing" else "left",
                 textcoords="offset points",
             )
         plot.set(title=title, xlabel="mean generated tokens", ylabel="accuracy, %")
+        plot.margins(x=0.12)  # room for names
         plot.grid(alpha=0.3)
         plot.legend(fontsize=8, loc="lower right")
     figure.savefig(path, dpi=110)
