@@ -263,7 +263,7 @@ def main() -> None:
         "--pair", type=Path, nargs="+", default=[ROOT / "recipes/tiny"], help="folders of trained pairs"
     )
     parser.add_argument("--out", type=Path, default=Path("runs/quality"), help="runs, records and results")
-    parser.add_argument("--full", action="store_true", help="some hours instead of a quarter of one")
+    parser.add_argument("--full", action="store_true", help="some hours instead of 20 minutes")
     parser.add_argument(
         "--methods", nargs="+", choices=[*QUICK, *SLOW], metavar="NAME", help="these alone, beside the curve"
     )

@@ -66,7 +66,7 @@ def verdict(row: Row) -> str:
     if not gain:
         return ""
     return (
-        f"{row['name']}: {percent(gain['accuracy'])} at {gain['tokens']:.1f} tokens; the scalar curve has "
+        f"{row['name']}: {percent(row['accuracy'])} at {row['tokens']:.1f} tokens; the scalar curve has "
         f"{percent(gain['curve_accuracy'])} there: {100 * gain['gain']:+.1f} points "
         f"(95 % interval {100 * gain['low']:+.1f} to {100 * gain['high']:+.1f})."
     )
