@@ -1,7 +1,5 @@
 """`chat`: talk to a merge at the terminal, think block and answer apart."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Iterator
@@ -89,7 +87,7 @@ def chat_command(
                 _note(f"rpam: {error}")
 
 
-def _ask(name: str, conversation: Conversation, question: str, printer: _Printer, at_terminal: bool) -> None:
+def _ask(name: str, conversation: "Conversation", question: str, printer: "_Printer", at_terminal: bool) -> None:
     printer.begin(name)
     with interrupts_told() as stopped:
         turn = conversation.ask(question, printer.show, stopped)
@@ -98,7 +96,7 @@ def _ask(name: str, conversation: Conversation, question: str, printer: _Printer
         raise Interrupted
 
 
-def _questions(opened: dict[str, Conversation], at_terminal: bool) -> Iterator[str]:
+def _questions(opened: dict[str, "Conversation"], at_terminal: bool) -> Iterator[str]:
     """What the user types, or the lines of standard input; commands are obeyed here."""
     for line in _typed() if at_terminal else _piped():
         if line == "/exit":
@@ -160,7 +158,7 @@ class _Printer:
         if self.with_names and not self.as_json:
             self._line(f"== {name}")
 
-    def show(self, part: Part, text: str) -> None:
+    def show(self, part: "Part", text: str) -> None:
         """Some text of the answer."""
         if self.as_json:
             return
@@ -172,7 +170,7 @@ class _Printer:
         self.console.print(text, end="", markup=False, style="dim" if part == "think" and not self.plain else None)
         self._line_begun = not text.endswith("\n")
 
-    def end(self, name: str, turn: Turn) -> None:
+    def end(self, name: str, turn: "Turn") -> None:
         """The answer is over."""
         if self.as_json:
             told = {"model": name, **asdict(turn), "tokens_per_second": round(turn.tokens_per_second, 1)}

@@ -1,7 +1,5 @@
 """`clean`: what of a run folder may be deleted, and deleting it when told to."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -70,7 +68,7 @@ def _agreed(folder: Path) -> bool:
         return False
 
 
-def _table(parts: Sequence[Removable]) -> Table:
+def _table(parts: Sequence["Removable"]) -> Table:
     table = Table(show_edge=False)
     for column in ("option", "what", "files", "size"):
         table.add_column(column, justify="right" if column in ("files", "size") else "left", overflow="fold")

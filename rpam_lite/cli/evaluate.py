@@ -1,7 +1,5 @@
 """`eval` and `grade`: accuracy and tokens of any models on any tasks."""
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, cast

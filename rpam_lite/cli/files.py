@@ -1,7 +1,5 @@
 """Formats that other programs read: `export` and `ollama create`."""
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 from typing import Annotated

@@ -1,7 +1,5 @@
 """Looking at runs: `status` and `compare`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

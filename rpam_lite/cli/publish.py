@@ -1,7 +1,5 @@
 """`publish`: a finished run to the hub."""
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 from typing import Annotated

@@ -1,7 +1,5 @@
 """Before a run: `init`, and `recipes ls | show | cp`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

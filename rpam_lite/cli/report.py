@@ -1,7 +1,5 @@
 """`report`: what happened in a run, to look at."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,7 +24,7 @@ def report_command(
     from rpam_lite.pipeline.reporting import open_page
     from rpam_lite.pipeline.trip import run_one
 
-    def action(run: Run) -> None:
+    def action(run: "Run") -> None:
         run_one("report", run)
         if opens:
             open_page(run)

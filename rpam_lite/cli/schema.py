@@ -1,7 +1,5 @@
 """`rpam schema`: what a file must look like, for editors and other programs."""
 
-from __future__ import annotations
-
 import json
 from typing import Annotated
 

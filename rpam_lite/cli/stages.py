@@ -1,7 +1,5 @@
 """The trip at the command line: `run`, each of its stages alone, and what is asked before and after it."""
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 from typing import Annotated
