@@ -7,9 +7,11 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -139,17 +141,27 @@ def test_at_a_terminal_an_answer_is_stopped_and_the_conversation_goes_on(tmp_pat
     command += ["--temperature", "2", "--seed", "1", "--threads", "1"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "200"}
     process = subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stdin=other, stdout=other, stderr=other, start_new_session=True
+        command,
+        cwd=tmp_path,
+        env=environment,
+        stdin=other,
+        stdout=other,
+        stderr=other,
+        start_new_session=True,
+        # What a shell starts in the background ignores Ctrl-C, and its children with it.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     seen = ""
 
-    def wait_for(pattern: str, since: int = 0) -> int:
+    def wait_for(pattern: str, since: int = 0, interrupting: bool = False) -> int:
         nonlocal seen
         end = time.monotonic() + 60
         while not re.search(pattern, seen[since:]):
             assert time.monotonic() < end, seen[-2000:]
-            if select.select([main], [], [], 1)[0]:
+            if select.select([main], [], [], 5)[0]:
                 seen += os.read(main, 1 << 16).decode("utf-8", errors="replace")
+            elif interrupting:
+                process.send_signal(signal.SIGINT)
         return len(seen)
 
     place = wait_for("> ")
@@ -159,12 +171,9 @@ def test_at_a_terminal_an_answer_is_stopped_and_the_conversation_goes_on(tmp_pat
         place = wait_for("What is 3 \\+ 4\\?(?s:.){80}", place)
         process.send_signal(2)
         place = wait_for(r"\[think \d+ \+ answer \d+ tokens, [\d.]+ a second; stopped.*\s+> ", place)
-    for _ in range(5):
-        # Python's input() sees a signal that comes before it waits for a key only at the next one.
-        process.send_signal(2)
-        if select.select([main], [], [], 10)[0]:
-            break
-    wait_for(r"Ctrl-C stops an answer(?s:.)*\n> ", place - 3)
+    # input() waits for a key, with a signal that came just before: only the next one wakes it.
+    process.send_signal(signal.SIGINT)
+    wait_for(r"Ctrl-C stops an answer(?s:.)*\n> ", place - 3, interrupting=True)
     os.write(main, b"\x04")
     assert process.wait(30) == 0
     os.close(main)

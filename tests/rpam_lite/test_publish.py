@@ -263,7 +263,7 @@ def test_everything_goes_where_it_belongs(run: Run, hub: Hub) -> None:
     assert b"vllm serve ada/tiny" in merge["README.md"]
     assert b"vllm" not in gguf["README.md"]
     params = json.loads(gguf["params"])
-    assert (params["temperature"], params["num_ctx"], params["stop"][0]) == (0.6, 512, "<|im_end|>")
+    assert (params["temperature"], params["num_ctx"], params["stop"][0]) == (0.6, 1024, "<|im_end|>")
     assert hub.public == {"ada/tiny", "ada/tiny-GGUF"}
     assert "both apply to the merge: acme/long: mit; short: not known here, look at its own page" in said[0]
     assert "WARNING: the card names no licence" in said[1]

@@ -110,7 +110,7 @@ def test_a_draw_is_kept_while_the_recipe_asks_for_it(data: Path, tmp_path: Path)
     (data / "gsm8k_train.jsonl").unlink()
     assert ask(4) == []
     # All that is missing is told at once.
-    with pytest.raises(RpamError, match=r"asked for aime24\. the hub was asked for gsm8k-train\.$"):
+    with pytest.raises(RpamError, match=r"asked for aime24\.\nthe hub was asked for gsm8k-train\.$"):
         with_questions(
             recipe(tmp_path, {"gsm8k:train": 5, "aime24": 1}, "gsm8k"), tmp_path / "kept", tmp_path / "kept", print
         )
