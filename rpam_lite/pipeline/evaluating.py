@@ -50,7 +50,11 @@ def evaluate_models(
     if filed_as and len(models) > 1:
         raise RpamError(f"--filed-as {filed_as} goes with one model, not with {len(models)}.")
     _require_models(models)
-    loaded = [replace(task, fallback=task.fallback and not strict) for task in load_tasks(tasks)]
+    loaded = load_tasks(tasks)
+    if strict:
+        if all(task.grader != "math" for task in loaded):
+            raise RpamError("--strict: does nothing, no task has the grader `math`; leave it out.")
+        loaded = [replace(task, fallback=False) for task in loaded]
     asked = settings.samples * sum(len(task.questions[:limit]) for task in loaded)
     found: list[Evaluation] = []
     for model in models:

@@ -74,8 +74,6 @@ def test_the_page_runs(page: str, folder: Path) -> None:
             file = folder / fence.title
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(fence.text, encoding="utf-8")
-            # Python looks a folder through once per tick of its clock, which may be longer than writing takes.
-            importlib.invalidate_caches()
             if fence.title == "pyproject.toml":
                 install(fence.text, folder)
         elif fence.language == "python":

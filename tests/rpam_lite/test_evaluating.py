@@ -50,3 +50,19 @@ def test_strict_takes_boxed_answers_only(
     told = json.loads((tmp_path / "saved.json").read_text(encoding="utf-8"))
     (record,) = told["runs"][0]["records"]["sums"]
     assert record["correct"] is right
+
+
+def test_strict_is_refused_where_it_would_do_nothing(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").touch()
+    (tmp_path / "sums.jsonl").write_text(json.dumps({"question": "3 + 4?", "answer": "7"}) + "\n", encoding="utf-8")
+    told = [
+        "eval",
+        str(tmp_path / "model.gguf"),
+        "--tasks",
+        str(tmp_path / "sums.jsonl"),
+        "--grader",
+        "exact",
+        "--strict",
+    ]
+    refused = CliRunner().invoke(app, told).exception
+    assert str(refused) == "--strict: does nothing, no task has the grader `math`; leave it out."
