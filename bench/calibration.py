@@ -26,7 +26,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.quality import CURVE, LONG_THINK_TOKENS, ROOT, ensure, family_of, write_recipe
+from bench.curve import CURVE
+from bench.quality import LONG_THINK_TOKENS, ROOT, ensure, family_of, write_recipe
 from quant.asking import make_requests
 from quant.frontier import gain_over_curve
 from quant.records import Record

@@ -6,8 +6,8 @@ A pair is a folder with long/, short/ and base/, made by recipes/tiny/train.py; 
 says which questions it answers. Methods see the calibration split alone, and all
 are measured on the same questions of the evaluation split, greedily in llama.cpp. Interrupted, it goes on.
 
-The short form takes 50 questions a level, fourteen interpolations and the methods that need no long fit; --full
-takes 200, thirty-five, every method, and samples at temperature 0.6 too.
+The short form takes 50 questions a level, fourteen to twenty interpolations and the methods that need no long fit;
+--full takes 200, up to thirty-five, every method, and samples at temperature 0.6 too.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from typing import Any
 
 import yaml
 
+from bench.curve import CURVE, Models, between_farthest, curve_points, in_order
 from bench.quality_table import Measured, measured_rows, table, write_picture
 from bench.routing import Rules, car, learn, self_route
 from quant import evaluate
 from quant.engines import Engine, Sampling
 from quant.engines.llama_cpp import LlamaCppEngine
-from quant.records import Record
 from quant.tasks.catalog import load_tasks
 from quant.tasks.questions import TaskFile, load_questions, read_task_file
 from recipes.tiny.families import FAMILIES
@@ -65,6 +65,7 @@ SLOW: dict[str, Changes] = {
     "AdaMerging": {"fit": {"preset": "adamerging"}},
     "adaptive, a block": {"fit": {"granularity": "block"}},
     "adaptive, a matrix": {"fit": {"granularity": "matrix"}},
+    "adaptive, low rank": {"fit": {"granularity": "low_rank"}},
     "adaptive, a row": {"fit": {"granularity": "row"}},
     "paper": {"fit": {"preset": "paper"}},
     "ProDistill (no contrast)": {"fit": {"preset": "paper", "contrastive_weight": 0.0}},
@@ -81,20 +82,28 @@ ROUTING: dict[str, Build] = {"Self-Route, both models": self_route, "CAR, both m
 
 @dataclass(frozen=True)
 class Form:
-    """How much is measured."""
+    """How much is measured.
+
+    Attributes:
+        per_level: Held-out questions a level.
+        curve: Lambdas of the interpolations.
+        finer: How many more may be put where neighbours lie far apart.
+        methods: Changes to the recipe by method.
+        samplings: Ways of sampling by name, each with its answers a question.
+    """
 
     per_level: int
     curve: tuple[float, ...]
+    finer: int
     methods: dict[str, Changes]
     samplings: dict[str, tuple[Sampling, int]]
 
 
-# Finely where a sweep of the embedded pair changes phase.
-CURVE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.54, 0.57, 0.6, 0.63, 0.66, 0.7, 0.75, 0.8, 0.9)
-SHORT_FORM = Form(50, CURVE, QUICK, {"greedy": (Sampling(0.0), 1)})
+SHORT_FORM = Form(50, CURVE, 6, QUICK, {"greedy": (Sampling(0.0), 1)})
 FULL_FORM = Form(
     200,
-    tuple(sorted({*(n / 20 for n in range(1, 20)), *(n / 50 for n in range(20, 40))})),
+    tuple(n / 20 for n in range(1, 20)),
+    16,
     QUICK | SLOW,
     {"greedy": (Sampling(0.0), 1), "sampled": (Sampling(0.6, 0.95, 20, seed=1), 2)},
 )
@@ -200,8 +209,13 @@ def open_routed(build: Build, run: Run) -> Engine:
     return build(long, short, learn(long, short, calibration, MAX_TOKENS))
 
 
-def all_models(pair: Path, folder: Path, form: Form, progress: Any) -> Iterator[tuple[str, str, Callable[[], Engine]]]:
-    """Name, kind and engine of every model of a pair, made as they are asked for."""
+def all_models(
+    pair: Path, folder: Path, form: Form, progress: Any, points: Callable[[], dict[float, tuple[float, float]]]
+) -> Iterator[tuple[str, str, Callable[[], Engine]]]:
+    """Name, kind and engine of every model of a pair, made as they are asked for.
+
+    `points` gives the curve as far as it is measured, for `between_farthest`.
+    """
     models = folder / "models"
     models.mkdir(parents=True, exist_ok=True)
 
@@ -211,15 +225,23 @@ def all_models(pair: Path, folder: Path, form: Form, progress: Any) -> Iterator[
 
     run = open_run({})
     ensure(run, "label")
-    yield "Short", "curve", partial(open_file, parent_gguf(run, "short"))
-    interpolated = {f"scalar {w:g}": scalar(w) for w in form.curve}
-    elsewhere = partial_scalars(run, 1.0) | partial_scalars(run, 0.7)
-    for name, coefficients in (interpolated | elsewhere).items():
+
+    def interpolated(name: str, coefficients: Coefficients) -> Callable[[], Engine]:
         file = models / f"{name.replace(' ', '-')}.gguf"
         if not file.exists():
             write_coefficients_gguf(run, coefficients, file, name)
-        yield name, "curve" if name in interpolated else "method", partial(open_file, file)
-    yield "Long", "curve", partial(open_file, parent_gguf(run, "long"))
+        return partial(open_file, file)
+
+    for parent in ("Short", "Long"):
+        yield parent, "curve", partial(open_file, parent_gguf(run, parent.lower()))
+    for weight in form.curve:
+        yield f"scalar {weight:g}", "curve", interpolated(f"scalar {weight:g}", scalar(weight))
+    for _ in range(form.finer):
+        if (halfway := between_farthest(points())) is None:
+            break
+        yield f"scalar {halfway:g}", "curve", interpolated(f"scalar {halfway:g}", scalar(halfway))
+    for name, coefficients in (partial_scalars(run, 1.0) | partial_scalars(run, 0.7)).items():
+        yield name, "method", interpolated(name, coefficients)
     for name, build in ROUTING.items():
         yield name, "routing", partial(open_routed, build, run)
     for method, changes in form.methods.items():
@@ -230,9 +252,12 @@ def all_models(pair: Path, folder: Path, form: Form, progress: Any) -> Iterator[
 
 def measure_pair(pair: Path, folder: Path, form: Form) -> dict[str, Measured]:
     """Measured models of a pair, by way of sampling."""
-    found: dict[str, dict[str, tuple[str, list[Record]]]] = {how: {} for how in form.samplings}
+    found: dict[str, Models] = {how: {} for how in form.samplings}
+    first = found[next(iter(form.samplings))]
     with progress_bars() as progress:
-        for name, kind, open_engine in all_models(pair, folder, form, progress):
+        for name, kind, open_engine in all_models(
+            pair, folder, form, progress, lambda: curve_points(first, LONG_THINK_TOKENS)
+        ):
             (task,) = load_tasks(
                 [TaskFile(folder / f"evaluation-{form.per_level}.jsonl", grader=FAMILIES[family_of(pair)].grader)]
             )
@@ -254,7 +279,7 @@ def measure_pair(pair: Path, folder: Path, form: Form) -> dict[str, Measured]:
                     found[how][name] = kind, list(run.records[task.name])
             finally:
                 engine.close()
-    return {how: measured_rows(models, LONG_THINK_TOKENS) for how, models in found.items()}
+    return {how: measured_rows(in_order(models), LONG_THINK_TOKENS) for how, models in found.items()}
 
 
 def main() -> None:

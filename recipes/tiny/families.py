@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from recipes.tiny import arithmetic, phases, trades
+from recipes.tiny import arithmetic, cups, phases
 from recipes.tiny.splits import Split
 
 
@@ -32,8 +32,8 @@ class Family:
     phases: dict[str, phases.Phase]
 
 
-def _draw_trades(rng: random.Random, level: int, split: Split, max_start: int) -> trades.Trades:
-    return trades.draw_trades(rng, level, split)
+def _draw_swaps(rng: random.Random, level: int, split: Split, max_start: int) -> cups.Swaps:
+    return cups.draw_swaps(rng, level, split)
 
 
 ARITHMETIC = Family(
@@ -44,5 +44,5 @@ ARITHMETIC = Family(
     arithmetic.rewriting_response,
     phases.ARITHMETIC,
 )
-TRADES = Family("trades", "exact", _draw_trades, trades.ask, trades.long_response, phases.TRADES)
-FAMILIES = {family.name: family for family in (ARITHMETIC, TRADES)}
+CUPS = Family("cups", "exact", _draw_swaps, cups.ask, cups.long_response, phases.CUPS)
+FAMILIES = {family.name: family for family in (ARITHMETIC, CUPS)}

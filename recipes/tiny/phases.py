@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from recipes.tiny import arithmetic, trades
+from recipes.tiny import arithmetic, cups
 from recipes.tiny.arithmetic import MAX_START
 
 Respond = Callable[[Any, random.Random], str]  # the answer to a problem of the family
@@ -107,26 +107,39 @@ ARITHMETIC = {
     )
 }
 
-TRADES = {
+CUPS = {
     phase.name: phase
     for phase in (
-        # Copying a line of the question comes first here too.
-        Phase("copying", None, always(trades.long_response), steps=700, learning_rate=1.5e-3, warmup=100, decay=False),
+        # Copying a swap of the question comes first; which of its two cups is the other one, much later.
+        Phase("copying", None, always(cups.long_response), steps=700, learning_rate=1.5e-3, warmup=100, decay=False),
+        Phase(
+            "mixed",
+            "copying",
+            mixed(cups.long_response, cups.short_response),
+            steps=900,
+            learning_rate=1.5e-3,
+            warmup=20,
+            easy_from=0,
+            hard_share=0.3,
+            decay=False,
+        ),
         Phase(
             "base",
-            "copying",
-            mixed(trades.long_response, trades.short_response),
+            "mixed",
+            mixed(cups.long_response, cups.short_response),
             steps=700,
             learning_rate=1.5e-3,
             warmup=20,
             easy_from=0,
+            easy_share=0.8,
+            easy_levels=(1, 2, 2, 2),
             hard_share=0.5,
         ),
-        Phase("long", "base", always(trades.long_response), steps=100, learning_rate=3e-4, warmup=20, hard_share=0.6),
+        Phase("long", "base", always(cups.long_response), steps=100, learning_rate=3e-4, warmup=20, hard_share=0.6),
         Phase(
             "short",
             "base",
-            always(trades.short_response),
+            always(cups.short_response),
             steps=200,
             learning_rate=3e-4,
             warmup=20,

@@ -1,7 +1,7 @@
 """Reproduce the embedded pair from nothing: `base`, and fine-tuned from it `long` and `short`.
 
     python -m recipes.tiny.train --out recipes/tiny --work runs/tiny-train
-    python -m recipes.tiny.train --family trades --seed 2 --out runs/quality/trades-2 --work runs/quality/trades-2/work
+    python -m recipes.tiny.train --family cups --seed 2 --out runs/quality/cups-2 --work runs/quality/cups-2/work
 
 `base` learns both ways of answering, the long one more often on harder questions; `long` and
 `short` then learn to use one of them always. Only response tokens carry loss. Seeded, and
@@ -138,7 +138,15 @@ def learning_rate_at(phase: Phase, step: int) -> float:
     return phase.learning_rate * min(1.0, rise, fall)
 
 
-def train(family: Family, phase: Phase, model: Qwen2ForCausalLM, tokenizer: Tokenizer, work: Path, seed: int) -> None:
+def train(
+    family: Family,
+    phase: Phase,
+    model: Qwen2ForCausalLM,
+    tokenizer: Tokenizer,
+    work: Path,
+    seed: int,
+    compiled: bool = False,
+) -> None:
     """Train in place, saving model and optimizer to `work` every 100 steps and going on from there."""
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
@@ -155,6 +163,7 @@ def train(family: Family, phase: Phase, model: Qwen2ForCausalLM, tokenizer: Toke
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         step = state["step"]
+    forward = torch.compile(model, dynamic=True) if compiled else model
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:
         bar = progress.add_task(phase.name, total=phase.steps, completed=step)
@@ -162,7 +171,7 @@ def train(family: Family, phase: Phase, model: Qwen2ForCausalLM, tokenizer: Toke
         for ids, weights in islice(batches(tokenizer, family, phase, seed), step, phase.steps):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate_at(phase, step)
-            loss = weighted_loss(model(input_ids=ids, use_cache=False).logits, ids, weights)
+            loss = weighted_loss(forward(input_ids=ids, use_cache=False).logits, ids, weights)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -209,6 +218,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--family", choices=sorted(FAMILIES), default="arithmetic", help="of questions")
     parser.add_argument("--only", help="train this phase, not all of them")
+    parser.add_argument("--compile", action="store_true", help="1.4 times as fast; needs a C++ compiler")
     args = parser.parse_args()
     torch.set_flush_denormal(True)
     args.work.mkdir(parents=True, exist_ok=True)
@@ -222,7 +232,7 @@ def main() -> None:
         if phase.parent is not None:
             model.load_state_dict(torch.load(args.work / f"{phase.parent}.pt", weights_only=True)["model"])
         started = time.monotonic()
-        train(family, phase, model, tokenizer, args.work, args.seed)
+        train(family, phase, model, tokenizer, args.work, args.seed, args.compile)
         print(f"{phase.name}: {time.monotonic() - started:.0f} s")
         if phase.name in KEPT:
             write_checkpoint(model, tokenizer, args.out / phase.name)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.curve import between_farthest, curve_points, in_order
 from bench.quality_table import measured_rows, table, write_picture
 from quant.records import Record
 
@@ -56,3 +57,18 @@ def test_a_policy_closes_the_whole_way_and_the_middle_of_the_curve_nothing(tmp_p
     assert "| adaptive | 100.0 | 55.0 |" in table(found)
     write_picture({"pair": {"greedy": found}}, tmp_path / "quality.png")
     assert (tmp_path / "quality.png").stat().st_size > 5000
+
+
+def test_the_curve_is_refined_where_neighbours_lie_farthest_apart() -> None:
+    points = {0.0: (0.3, 0.05), 0.4: (0.32, 0.1), 0.5: (0.5, 0.4), 1.0: (1.0, 1.0)}
+    assert between_farthest(points) == 0.75
+    close = {n / 20: (n / 20, n / 20) for n in range(21)}
+    assert between_farthest(close) is None
+
+
+def test_the_curve_goes_from_short_to_long_and_methods_keep_their_order() -> None:
+    names = {"Long": "curve", "scalar 0.54": "curve", "TIES": "method", "scalar 0.5": "curve", "Short": "curve"}
+    models = {name: (kind, answers([True] * 20, [name == "Long"] * 20)) for name, kind in names.items()}
+    assert list(in_order(models)) == ["Short", "scalar 0.5", "scalar 0.54", "Long", "TIES"]
+    points = curve_points(models, long_think_tokens=8)
+    assert points == {0.0: (1.0, 0.1), 0.5: (1.0, 0.1), 0.54: (1.0, 0.1), 1.0: (1.0, 1.0)}

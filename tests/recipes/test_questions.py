@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quant.tasks.grader import grade
-from recipes.tiny import trades
+from recipes.tiny import cups
 from recipes.tiny.arithmetic import MAX_TOTAL, ask, draw_problem, long_response, short_response, split_of
-from recipes.tiny.families import TRADES
+from recipes.tiny.families import CUPS
 from recipes.tiny.questions import draw_questions
 from recipes.tiny.splits import LEVELS
 from tests.conftest import ROOT
@@ -61,19 +61,20 @@ def test_the_shipped_files_are_what_the_generator_makes(split: str, per_level: i
 
 
 @given(st.integers(), st.sampled_from(LEVELS))
-def test_trades_hand_the_thing_on_and_grade_right(seed: int, level: int) -> None:
-    problem = trades.draw_trades(random.Random(seed), level, "train")
-    held = {problem.holder: "it"}
+def test_swaps_move_the_thing_and_grade_right(seed: int, level: int) -> None:
+    problem = cups.draw_swaps(random.Random(seed), level, "train")
+    hidden = {problem.cup: "it"}
     for a, b in problem.pairs:
-        held[a], held[b] = held.get(b, ""), held.get(a, "")
+        hidden[a], hidden[b] = hidden.get(b, ""), hidden.get(a, "")
     assert problem.level == level
-    assert held[problem.answer] == "it"
-    for response in (trades.short_response(problem), trades.long_response(problem)):
-        assert grade(response, problem.answer, grader=TRADES.grader).correct
+    assert hidden[problem.answer] == "it"
+    for response in (cups.short_response(problem), cups.long_response(problem)):
+        assert grade(response, problem.answer, grader=CUPS.grader).correct
 
 
-def test_questions_of_trades_name_every_trade() -> None:
-    for problem, question in draw_questions("evaluation", 5, seed=1, family=TRADES):
-        assert trades.split_of(problem) == "evaluation"
-        assert all(f"{n}. " in question for n in range(1, problem.level + 1))
-        assert question.index(problem.holder) < question.index("1. ")
+def test_questions_of_cups_name_every_swap() -> None:
+    for problem, question in draw_questions("evaluation", 5, seed=1, family=CUPS):
+        assert cups.split_of(problem) == "evaluation"
+        swaps = [f"{n}. Swap {a} and {b}." for n, (a, b) in enumerate(problem.pairs, 1)]
+        assert " ".join(swaps) in question
+        assert question.index(f"up {problem.cup}") < question.index("1. ")
