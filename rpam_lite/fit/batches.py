@@ -12,6 +12,8 @@ from rpam_lite.fit.objective import position_weights
 from rpam_lite.recipe import Fit
 from rpam_lite.streaming.activations import CalibrationSet, Targets, load_layer, load_targets
 
+PADDED = 1.1  # most padded tokens of a micro-batch for each real one
+
 
 @dataclass(frozen=True)
 class MicroBatch:
@@ -55,11 +57,15 @@ def question_shares(questions: CalibrationSet, long_weight: float) -> torch.Tens
 def micro_batches(lengths: list[int], tokens: int) -> list[list[int]]:
     """Questions in groups of similar length, each of at most `tokens` padded tokens (or one question)."""
     groups: list[list[int]] = []
+    real = 0
     for q in sorted(range(len(lengths)), key=lambda q: (lengths[q], q)):
-        if groups and lengths[q] * (len(groups[-1]) + 1) <= tokens:
+        padded = lengths[q] * (len(groups[-1]) + 1) if groups else 0
+        if groups and padded <= min(tokens, PADDED * (real + lengths[q])):
             groups[-1].append(q)
+            real += lengths[q]
         else:
             groups.append([q])
+            real = lengths[q]
     return groups
 
 

@@ -143,6 +143,13 @@ def test_micro_batches_hold_every_question_once_within_the_tokens() -> None:
     assert len(groups) < 6
 
 
+def test_a_micro_batch_is_mostly_real_tokens() -> None:
+    lengths = [100, 104, 108, 112, 200, 210]
+    groups = micro_batches(lengths, 4096)
+    assert groups == [[0, 1, 2, 3], [4, 5]]
+    assert micro_batches([100, 100, 100, 150], 4096) == [[0, 1, 2], [3]]
+
+
 def test_the_long_weight_moves_lambda_towards_long(pair: Path, captured: Path, tmp_path: Path) -> None:
     even = run_fit(pair, captured, tmp_path / "even", long_weight=1.0, steps=20, contrastive_weight=0.0)
     heavy = run_fit(pair, captured, tmp_path / "heavy", long_weight=5.0, steps=20, contrastive_weight=0.0)
