@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from rpam_lite.checkpoint.files import whole_folder, write_json
+from rpam_lite.checkpoint.write import copy_tokenizer
 from rpam_lite.errors import RpamError
 
 ENERGY = "energy.json"  # also the mark of an adapter that may be replaced
@@ -41,18 +42,20 @@ def write_lora(
     delta_of: Callable[[str], torch.Tensor],
     tensor_of: Callable[[str], torch.Tensor],
     base: str,
+    tokenizer: Path,
     rank: int,
     floor: float,
     folder: Path,
     step: Callable[[str], None] = lambda note: None,
 ) -> list[Kept]:
-    """Write adapter_config.json, adapter_model.safetensors and energy.json.
+    """Write adapter_config.json, adapter_model.safetensors, energy.json and the merge's tokenizer.
 
     Args:
         names: All tensors of the model.
         delta_of: Merged minus parent by name, float32.
         tensor_of: The merged tensor by name, for norms.
         base: Name of the parent, for the adapter's config.
+        tokenizer: Folder whose tokenizer and chat template the merge has.
         rank: Of every LoRA pair.
         floor: Share of all energy that must be kept.
         folder: Final name; absent if the adapter is refused.
@@ -97,6 +100,7 @@ def write_lora(
         )
     with whole_folder(folder) as part:
         save_file({n: t.contiguous() for n, t in tensors.items()}, part / "adapter_model.safetensors", {"format": "pt"})
+        copy_tokenizer(tokenizer, part)
         _write_config(part, base, rank, sorted(targets), sorted(norms))
         told = {k.name: {"energy": k.energy, "kept": k.share} for k in kept}
         write_json(part / ENERGY, {"version": 1, "rank": rank, "kept": share, "tensors": told})

@@ -127,7 +127,7 @@ CUPS = {
             "base",
             "mixed",
             mixed(cups.long_response, cups.short_response),
-            steps=700,
+            steps=900,
             learning_rate=1.5e-3,
             warmup=20,
             easy_from=0,

@@ -15,7 +15,7 @@ from typing import Any, cast
 from rpam_lite.checkpoint.files import read_json, whole_folder, write_json, write_text
 from rpam_lite.checkpoint.source import ParentSource
 from rpam_lite.checkpoint.vocabulary import chat_template, opens_think_block
-from rpam_lite.checkpoint.write import TOKENIZER_FILES
+from rpam_lite.checkpoint.write import copy_tokenizer
 from rpam_lite.errors import RpamError
 
 # At the end of a string of the template; a line break is written as one, or as \n.
@@ -70,9 +70,8 @@ def with_neutral_template(donor: ParentSource, folder: Path) -> ParentSource:
         return donor
     if not folder.exists():
         with whole_folder(folder) as part:
-            for name in ("config.json", *TOKENIZER_FILES):
-                if (donor.folder / name).exists():
-                    shutil.copyfile(donor.folder / name, part / name)
+            copy_tokenizer(donor.folder, part)
+            shutil.copyfile(donor.folder / "config.json", part / "config.json")
             if (part / "chat_template.jinja").exists():
                 write_text(part / "chat_template.jinja", neutral)
             else:

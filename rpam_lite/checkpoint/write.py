@@ -68,9 +68,7 @@ def write_checkpoint(
     shapes = {name: source.shape(name) for name in source.names()}
     key = json.dumps(made_from, sort_keys=True)
     shards = write_weights(source, part, dtype, shard_bytes, key, begin, chunk_values)
-    for name in TOKENIZER_FILES:
-        if (donor / name).exists():
-            shutil.copyfile(donor / name, part / name)
+    copy_tokenizer(donor, part)
     write_json(part / "config.json", config | {MADE_BY: made_from})
     if card:
         write_text(part / "README.md", card)
@@ -78,6 +76,13 @@ def write_checkpoint(
         write_json(part / INDEX, weight_index(shards, shapes, dtype))
     (part / JOURNAL).unlink()
     replace_folder(part, folder)
+
+
+def copy_tokenizer(donor: Path, folder: Path) -> None:
+    """Copy tokenizer, chat template and generation config, byte for byte, as far as they are there."""
+    for name in TOKENIZER_FILES:
+        if (donor / name).exists():
+            shutil.copyfile(donor / name, folder / name)
 
 
 def _holds(folder: Path, made_from: dict[str, Any]) -> bool:

@@ -54,6 +54,9 @@ def write_mergekit(run: Run, file: Path) -> None:
     )
     write_text(file, yaml.safe_dump(config, sort_keys=False))
     run.say(f"for mergekit: mergekit-yaml {file} OUTPUT")
+    if donor.folder not in (parents.long, parents.short):  # a copy of ours, whose template opens no think block
+        # A template in mergekit's recipe is taken for a file's name first, and is too long for one.
+        run.say(f"then copy the files of {donor.folder}, without config.json, into OUTPUT: mergekit keeps the prefill")
 
 
 def write_adapter(run: Run, folder: Path, over: str, rank: int, floor: float) -> None:
@@ -72,7 +75,7 @@ def write_adapter(run: Run, folder: Path, over: str, rank: int, floor: float) ->
         raise RpamError(f"--over {over}: must be long or short.")
     _require_fit(run)
     merged, _, _ = merged_source(run)
-    long, short, _ = run.pair()
+    long, short, donor = run.pair()
     parent = long if over == "long" else short
     if not parent.as_stored:
         raise RpamError(f"--over {over}: is an adapter itself; an adapter needs a whole checkpoint below it.")
@@ -85,7 +88,15 @@ def write_adapter(run: Run, folder: Path, over: str, rank: int, floor: float) ->
     step = run.progress.start("decomposing", len(merged.names()))
     path = run.recipe.parents.long if over == "long" else run.recipe.parents.short
     kept = write_lora(
-        merged.names(), lambda n: exact(n) - parent.get(n).float(), exact, str(path), rank, floor, folder, step
+        merged.names(),
+        lambda n: exact(n) - parent.get(n).float(),
+        exact,
+        str(path),
+        donor.folder,
+        rank,
+        floor,
+        folder,
+        step,
     )
     share = sum(k.kept for k in kept) / max(1e-30, sum(k.energy for k in kept))
     run.say(f"{folder}: a rank {rank} adapter over {over}, with {100 * share:.1f} % of the difference's energy")

@@ -50,7 +50,9 @@ def test_base_and_adapter_give_the_merges_logits(tmp_path: Path, tokenizer: Any,
             rows, columns = source.shape(name)
             halves = torch.randn(rows, 8, generator=generator), torch.randn(8, columns, generator=generator)
             deltas[name] = 0.02 * halves[0] @ halves[1]
-    write_lora(source.names(), deltas.__getitem__, lambda n: source.get(n).float(), "base", 8, 0.9, tmp_path / "lora")
+    write_lora(
+        source.names(), deltas.__getitem__, lambda n: source.get(n).float(), "base", base, 8, 0.9, tmp_path / "lora"
+    )
     norms = write_adapter_gguf(tmp_path / "lora", source.config, base, tmp_path / "adapter.gguf")
     assert norms == 5
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
@@ -69,8 +71,8 @@ def test_base_and_adapter_give_the_merges_logits(tmp_path: Path, tokenizer: Any,
 def test_half_an_adapter_is_refused(tmp_path: Path, tokenizer: Any) -> None:
     base = make_checkpoint(tmp_path / "base", 3, tokenizer)
     source = CheckpointSource(base)
-    parts = (source.names(), lambda n: torch.ones(source.shape(n)), lambda n: source.get(n).float(), "base", 4, 0.0)
-    write_lora(*parts, tmp_path / "lora")
+    ones = (lambda n: torch.ones(source.shape(n)), lambda n: source.get(n).float())
+    write_lora(source.names(), *ones, "base", base, 4, 0.0, tmp_path / "lora")
     file = tmp_path / "lora" / "adapter_model.safetensors"
     tensors = load_file(file)
     tensors.pop(next(name for name in tensors if ".lora_B." in name))

@@ -34,8 +34,9 @@ def near(tmp_path: Path) -> Path:
 def export(pair: Path, folder: Path, rank: int, floor: float = 0.0) -> tuple[MergedSource, list[Kept]]:
     long, short, _ = open_pair(pair / "long", pair / "short", pair / "short", "short")
     merged = MergedSource(long, short, lambda name: 0.4, torch.float32)
+    base = pair / "short"
     kept = write_lora(
-        merged.names(), lambda n: merged.get(n) - short.get(n), merged.get, str(pair / "short"), rank, floor, folder
+        merged.names(), lambda n: merged.get(n) - short.get(n), merged.get, str(base), base, rank, floor, folder
     )
     return merged, kept
 
@@ -63,6 +64,12 @@ def test_with_full_rank_it_is_the_merge(near: Path, tmp_path: Path) -> None:
     again = open_parent(tmp_path / "adapter", near / "short")
     for name in merged.names():
         torch.testing.assert_close(again.get(name), merged.get(name), atol=1e-5, rtol=1e-4)
+
+
+def test_the_merges_tokenizer_is_beside_it(near: Path, tmp_path: Path) -> None:
+    export(near, tmp_path / "adapter", rank=48)
+    copied = (tmp_path / "adapter" / "tokenizer.json").read_bytes()
+    assert copied == (near / "short" / "tokenizer.json").read_bytes()
 
 
 def test_the_energy_is_that_of_the_singular_values(near: Path, tmp_path: Path) -> None:
