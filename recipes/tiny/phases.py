@@ -135,7 +135,7 @@ CUPS = {
             easy_levels=(1, 2, 2, 2),
             hard_share=0.5,
         ),
-        Phase("long", "base", always(cups.long_response), steps=100, learning_rate=3e-4, warmup=20, hard_share=0.6),
+        Phase("long", "base", always(cups.long_response), steps=300, learning_rate=3e-4, warmup=20, hard_share=0.3),
         Phase(
             "short",
             "base",
