@@ -202,6 +202,9 @@ def fail_in_one_sentence(command: Callable[[], object]) -> None:
     try:
         command()
     except (Interrupted, KeyboardInterrupt):
+        # Caught within `exec` (as dataclasses use it when a module is imported), an interrupt would make Python end
+        # by SIGINT in spite of the exit code, until another `exec` has ended well.
+        exec("")
         _fail("interrupted; run the same command again to go on.", 130)
     except RpamError as error:
         _fail(f"[{code_of(error)}] {error}", 1)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rpam_lite.checkpoint.files import read_json, write_json
 from rpam_lite.errors import RpamError
 from rpam_lite.pipeline.artefacts import parent_gguf
-from rpam_lite.pipeline.measuring import Asking, Row, measure_row, row_key, write_coefficients_gguf
+from rpam_lite.pipeline.measuring import Asking, Row, measure_rows, row_key, write_coefficients_gguf
 from rpam_lite.pipeline.stage import Run, identity, parent_folders
 from rpam_lite.pipeline.traces import unseen_keys
 from rpam_lite.recipe import OURS
@@ -52,11 +52,11 @@ def choose_member(run: Run, members: Mapping[float, Coefficients]) -> float:
     from rpam_lite.report.plots import plot_dial
 
     folder, questions = run.of("fit"), unseen_questions(run)
-    asking = _asking(run, questions)
-    long = _measured(run, Row("Long", "parent", 1.0, parent_gguf(run, "long")), asking)
+    long_row = Row("Long", "parent", 1.0, parent_gguf(run, "long"))
+    member_rows = [member_row(run, price, coefficients, folder) for price, coefficients in members.items()]
+    long, *measured = _measured(run, [long_row, *member_rows], _asking(run, questions))
     rows: list[dict[str, Any]] = []
-    for price, coefficients in members.items():
-        records = _measured(run, member_row(run, price, coefficients, folder), asking)
+    for price, records in zip(members, measured, strict=True):
         found = measure(by_question(records), seed=run.recipe.seed)
         summary = summarize(records, run.recipe.eval.long_think_tokens)
         rows.append(
@@ -133,12 +133,14 @@ def member_folder(run: Run, price: float) -> Path:
     return run.of("fit") / "members" / f"price-{price:g}"
 
 
-def _measured(run: Run, row: Row, asking: Asking) -> list[Record]:
-    """The row's records, beside the samples of the labels: a changed fit must find those of Long."""
+def _measured(run: Run, rows: list[Row], asking: Asking) -> list[list[Record]]:
+    """The rows' records, beside the samples of the labels: a changed fit must find those of Long."""
     from quant.records import RECORD_VERSION
 
-    key = row_key(row, json.dumps([RECORD_VERSION, run.recipe.eval.max_tokens]))
-    return measure_row(run, row, asking, run.folder / "samples" / f"dial-{key}.jsonl")
+    asked = json.dumps([RECORD_VERSION, run.recipe.eval.max_tokens])
+    files = [run.folder / "samples" / f"dial-{row_key(row, asked)}.jsonl" for row in rows]
+    found = measure_rows(run, dict(zip(files, rows, strict=True)), asking)
+    return [found[file] for file in files]
 
 
 def _asking(run: Run, questions: list[Question]) -> Asking:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rpam_lite.checkpoint.files import write_json
 from rpam_lite.pipeline.artefacts import exported_gguf, parent_gguf, quantized_gguf
 from rpam_lite.pipeline.dial import member_row, other_members
-from rpam_lite.pipeline.measuring import Asking, Row, measure_row, row_key, write_coefficients_gguf
+from rpam_lite.pipeline.measuring import Asking, Row, measure_rows, row_key, write_coefficients_gguf
 from rpam_lite.pipeline.stage import Run, identity, parent_folders
 from rpam_lite.pipeline.stages import donor_opens_think, donor_prompts
 
@@ -66,9 +66,10 @@ def run_eval(run: Run) -> None:
     asking = Asking(
         questions, make_requests(questions, prompts, settings.max_tokens), donor_opens_think(run), task.grading
     )
-    if found := sum(not missing(file, asking.requests) for file in files.values()):
-        run.say(f"{found} of {len(listed)} models are measured already")
-    measured = {row.name: measure_row(run, row, asking, files[row.name]) for row in listed}
+    if done := sum(not missing(file, asking.requests) for file in files.values()):
+        run.say(f"{done} of {len(listed)} models are measured already")
+    found = measure_rows(run, {files[row.name]: row for row in listed}, asking)
+    measured = {row.name: found[files[row.name]] for row in listed}
     for stale in [*folder.glob("scalar-*"), *folder.glob("member-*")]:
         stale.unlink()
     between = sorted((row for row in listed if row.weight is not None), key=lambda row: row.weight or 0.0)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from quant.tasks.questions import Question
     from quant.tasks.task import Grading
     from rpam_lite.fit.coefficients import Coefficients
+
+
+TOGETHER = 2**30  # bytes of models that may be in memory at once only to save time
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,33 @@ class Asking:
     requests: dict[str, Request]
     think_open: bool
     grading: Grading
+
+
+def measure_rows(run: Run, rows: Mapping[Path, Row], asking: Asking) -> dict[Path, list[Record]]:
+    """Records of every row by their file; several models at once where they are small and the threads allow it.
+
+    An interrupt stops every model at its next answer; what has ended is kept.
+    """
+    at_once = models_at_once(run.recipe.threads // run.recipe.engine_threads, rows.values())
+    if at_once == 1:
+        return {file: measure_row(run, row, asking, file) for file, row in rows.items()}
+    with ThreadPoolExecutor(at_once) as pool:
+        measured = {file: pool.submit(measure_row, run, row, asking, file) for file, row in rows.items()}
+        try:
+            while wait(measured.values(), timeout=1).not_done:
+                for future in measured.values():
+                    if future.done():
+                        future.result()  # raises what ended it
+            return {file: future.result() for file, future in measured.items()}
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def models_at_once(engines: int, rows: Iterable[Row]) -> int:
+    """How many of so many engines may run side by side; files that are yet to be made are as large as the others."""
+    largest = max((row.file.stat().st_size for row in rows if row.file.exists()), default=TOGETHER)
+    return max(1, min(engines, TOGETHER // max(1, largest)))
 
 
 def measure_row(run: Run, row: Row, asking: Asking, file: Path) -> list[Record]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
+import subprocess
+import sys
 import warnings
 from io import StringIO
 from pathlib import Path
@@ -166,3 +168,15 @@ def test_an_error_of_the_user_is_logged_without_traceback(tmp_path: Path) -> Non
         raise typer.Exit(3)
     with pytest.raises(Unexpected), logged(tmp_path):
         raise ValueError("y")
+
+
+def test_an_interrupt_while_a_class_is_made_ends_with_130_too(tmp_path: Path) -> None:
+    """Python would end by the signal: it remembers an interrupt that has left an `exec`."""
+    (tmp_path / "interrupted.py").write_text(
+        "from rpam_lite.terminal import fail_in_one_sentence\n"
+        "def interrupt():\n"
+        "    raise KeyboardInterrupt\n"
+        "fail_in_one_sentence(lambda: exec('interrupt()', globals()))\n"
+    )
+    ended = subprocess.run([sys.executable, "-m", "interrupted"], cwd=tmp_path, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (130, "rpam: interrupted; run the same command again to go on.\n")
