@@ -1,6 +1,6 @@
 """Does the merge beat plain interpolation? Every method on trained pairs, against the scalar curve at equal tokens.
 
-    python -m bench.quality [--pair DIR ...] [--out runs/quality] [--full] [--methods NAME ...]
+    python -m bench.quality [--pair DIR ...] [--out runs/quality] [--full] [--methods NAME ...] [--prices P ...]
 
 A pair is a folder with long/, short/ and base/, made by recipes/tiny/train.py; `family` in its pair.json
 says which questions it answers. Methods see the calibration split alone, and all
@@ -292,10 +292,16 @@ def main() -> None:
     parser.add_argument(
         "--methods", nargs="+", choices=[*QUICK, *SLOW], metavar="NAME", help="these alone, beside the curve"
     )
+    parser.add_argument(
+        "--prices", type=float, nargs="+", help="of a token, of the dial's members, instead of 20 to 300"
+    )
     args = parser.parse_args()
     form = FULL_FORM if args.full else SHORT_FORM
+    if args.prices:
+        dial = form.methods[OURS]["dial"] | {"prices": args.prices}
+        form = replace(form, methods=form.methods | {OURS: {"dial": dial}})
     if args.methods:
-        form = replace(form, methods={name: (QUICK | SLOW)[name] for name in args.methods})
+        form = replace(form, methods={name: (SLOW | form.methods)[name] for name in args.methods})
     results: dict[str, dict[str, Measured]] = {}
     for pair in args.pair:
         folder = args.out / f"bench-{pair.resolve().name}"
