@@ -292,9 +292,7 @@ def main() -> None:
     parser.add_argument(
         "--methods", nargs="+", choices=[*QUICK, *SLOW], metavar="NAME", help="these alone, beside the curve"
     )
-    parser.add_argument(
-        "--prices", type=float, nargs="+", help="of a token, of the dial's members, instead of 20 to 300"
-    )
+    parser.add_argument("--prices", type=float, nargs="+", help="of a token, for the dial's members")
     args = parser.parse_args()
     form = FULL_FORM if args.full else SHORT_FORM
     if args.prices:
