@@ -41,7 +41,7 @@ from rpam_lite.pipeline.trip import STAGES, run_one
 from rpam_lite.preflight.overlap import overlaps
 from rpam_lite.recipe import load_recipe
 from rpam_lite.streaming.skeleton import Skeleton
-from rpam_lite.terminal import progress_bars
+from rpam_lite.terminal import fail_in_one_sentence, progress_bars
 
 ROOT = Path(__file__).parents[1]
 MAX_TOKENS, LONG_THINK_TOKENS, PARALLEL = 320, 8, 32
@@ -313,4 +313,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    fail_in_one_sentence(main)
