@@ -183,8 +183,8 @@ class Recipe(Section):
     threads: Positive = Field(2, description="of torch, in capture, statistics and fit")
     engine_threads: Positive = Field(
         2,
-        description="of llama.cpp; its threads wait for each other by spinning, so stay below the idle cores. Of models "
-        "below 1 GiB together, `threads` / `engine_threads` are measured side by side",
+        description="of llama.cpp; its threads wait for each other by spinning, so stay below the idle cores. "
+        "Of models below 1 GiB together, `threads` / `engine_threads` are measured side by side",
     )
     parents: Parents
     label: Label
