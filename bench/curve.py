@@ -1,4 +1,4 @@
-"""The scalar curve of a pair: which interpolations are measured, and in which order they stand."""
+"""Interpolations of a pair: which of the scalar curve are measured, in which order; and those of some tensors."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from itertools import pairwise
 
 from quant.records import Record
 from quant.summary import summarize
+from rpam_lite.fit.coefficients import Coefficients, grouping
+from rpam_lite.pipeline.stage import Run
+from rpam_lite.streaming.skeleton import Skeleton
 
 Models = dict[str, tuple[str, list[Record]]]  # kind and records by name
 # Finely where a sweep of the embedded pair changes phase.
@@ -43,3 +46,18 @@ def curve_points(models: Models, long_think_tokens: int) -> dict[float, tuple[fl
     curve = {name: summarize(records, long_think_tokens) for name, (kind, records) in models.items() if kind == "curve"}
     long = curve["Long"].tokens
     return {weight_of(name): (found.accuracy, found.tokens / long) for name, found in curve.items()}
+
+
+def partial_scalars(run: Run, weight: float) -> dict[str, Coefficients]:
+    """Interpolation of some of the tensors alone: the MLPs, or the later half of the layers; the rest stays Short's."""
+    skeleton = Skeleton(run.pair().donor.folder)
+    groups = list(grouping(skeleton.tensors(), "block").size)
+    late = tuple(f"layers.{i}." for i in range(skeleton.layers // 2, skeleton.layers))
+    chosen = {
+        f"MLPs alone {weight:g}": [g for g in groups if g.endswith(".mlp")],
+        f"later layers alone {weight:g}": [g for g in groups if g.startswith(late)],
+    }
+    return {
+        name: Coefficients(granularity="block", values={g: weight if g in inside else 0.0 for g in groups})
+        for name, inside in chosen.items()
+    }

@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from bench.curve import CURVE, Models, between_farthest, curve_points, in_order
+from bench.curve import CURVE, Models, between_farthest, curve_points, in_order, partial_scalars
 from bench.quality_table import Measured, measured_rows, table, write_picture
 from bench.routing import Rules, car, learn, self_route
 from quant import evaluate
@@ -32,7 +32,7 @@ from quant.tasks.questions import TaskFile, load_questions, read_task_file
 from recipes.tiny.families import FAMILIES
 from recipes.tiny.questions import question_lines
 from rpam_lite.checkpoint.files import read_json, write_json, write_text
-from rpam_lite.fit.coefficients import Coefficients, grouping, load, scalar
+from rpam_lite.fit.coefficients import Coefficients, load, scalar
 from rpam_lite.pipeline.artefacts import exported_gguf, parent_gguf, quantized_gguf
 from rpam_lite.pipeline.dial import member_folder
 from rpam_lite.pipeline.measuring import write_coefficients_gguf
@@ -40,7 +40,6 @@ from rpam_lite.pipeline.stage import Run, fingerprint, is_done, needed_by
 from rpam_lite.pipeline.trip import STAGES, run_one
 from rpam_lite.preflight.overlap import overlaps
 from rpam_lite.recipe import load_recipe
-from rpam_lite.streaming.skeleton import Skeleton
 from rpam_lite.terminal import fail_in_one_sentence, progress_bars
 
 ROOT = Path(__file__).parents[1]
@@ -182,21 +181,6 @@ def member_files(run: Run, models: Path) -> dict[str, Path]:
     return {f"price {price:g}": file for price, file in wanted.items()}
 
 
-def partial_scalars(run: Run, weight: float) -> dict[str, Coefficients]:
-    """Interpolation of some of the tensors alone: the MLPs, or the later half of the layers; the rest stays Short's."""
-    skeleton = Skeleton(run.pair().donor.folder)
-    groups = list(grouping(skeleton.tensors(), "block").size)
-    late = tuple(f"layers.{i}." for i in range(skeleton.layers // 2, skeleton.layers))
-    chosen = {
-        f"MLPs alone {weight:g}": [g for g in groups if g.endswith(".mlp")],
-        f"later layers alone {weight:g}": [g for g in groups if g.startswith(late)],
-    }
-    return {
-        name: Coefficients(granularity="block", values={g: weight if g in inside else 0.0 for g in groups})
-        for name, inside in chosen.items()
-    }
-
-
 def open_file(file: Path) -> LlamaCppEngine:
     """A GGUF file as an engine."""
     return LlamaCppEngine(file, PARALLEL, threads=1)
@@ -295,6 +279,8 @@ def main() -> None:
     parser.add_argument("--prices", type=float, nargs="+", help="of a token, for the dial's members")
     args = parser.parse_args()
     form = FULL_FORM if args.full else SHORT_FORM
+    if args.prices and args.methods and OURS not in args.methods:
+        parser.error(f"--prices: are those of {OURS!r}, which --methods leaves out")
     if args.prices:
         dial = form.methods[OURS]["dial"] | {"prices": args.prices}
         form = replace(form, methods=form.methods | {OURS: {"dial": dial}})

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from rpam_lite.checkpoint.pair import open_parent
+from rpam_lite.checkpoint.pair import open_pair, open_parent
 from rpam_lite.checkpoint.prefill import with_neutral_template, without_prefill
 from rpam_lite.checkpoint.vocabulary import chat_template, opens_think_block
 from rpam_lite.errors import RpamError
+from rpam_lite.fit import coefficients
+from rpam_lite.pipeline import others
 from rpam_lite.preflight.tokens import check_template
+from rpam_lite.recipe import OURS
 
 HERE = Path("here")
 R1 = (
@@ -57,6 +61,29 @@ def test_the_donors_files_are_copied_but_for_the_template(
     # A donor whose template opens nothing stays what it is.
     assert with_neutral_template(open_parent(pair / "short"), tmp_path / "none").folder == pair / "short"
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("template", [R1, PLAIN])
+def test_a_mergekit_recipe_says_what_it_cannot_carry(
+    pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str
+) -> None:
+    (pair / "long" / "chat_template.jinja").write_text(template, encoding="utf-8")
+    opened = open_pair(pair / "long", pair / "short", None, "long")
+    copies = tmp_path / "copies"
+    said: list[str] = []
+    run = SimpleNamespace(
+        recipe=SimpleNamespace(
+            parents=SimpleNamespace(long=pair / "long", short=pair / "short"),
+            merge=SimpleNamespace(method=OURS, donor="long", dtype="float16"),
+        ),
+        of=lambda stage: tmp_path,
+        pair=lambda: opened._replace(donor=with_neutral_template(opened.donor, copies)),
+        say=said.append,
+    )
+    monkeypatch.setattr(others, "_require_fit", lambda run: None)
+    coefficients.save(coefficients.scalar(0.5), tmp_path / "coefficients.json")
+    others.write_mergekit(run, tmp_path / "merge.yaml")  # type: ignore[arg-type]
+    assert [str(copies) in line for line in said] == ([False, True] if template == R1 else [False])
 
 
 def test_a_short_parent_that_knows_no_open_block_is_warned_of(pair: Path, edit_json: Callable[..., None]) -> None:
