@@ -7,7 +7,7 @@ says which questions it answers. Methods see the calibration split alone, and al
 are measured on the same questions of the evaluation split, greedily in llama.cpp. Interrupted, it goes on.
 
 The short form takes 50 questions a level, fourteen to twenty interpolations and the methods that need no long fit;
---full takes 200, up to thirty-five, every method, and samples at temperature 0.6 too.
+--full takes 200, up to twenty-four, every method, and samples at temperature 0.6 too.
 """
 
 from __future__ import annotations
@@ -101,10 +101,10 @@ class Form:
 SHORT_FORM = Form(50, CURVE, 6, QUICK, {"greedy": (Sampling(0.0), 1)})
 FULL_FORM = Form(
     200,
-    tuple(n / 20 for n in range(1, 20)),
-    16,
+    CURVE,
+    10,
     QUICK | SLOW,
-    {"greedy": (Sampling(0.0), 1), "sampled": (Sampling(0.6, 0.95, 20, seed=1), 2)},
+    {"greedy": (Sampling(0.0), 1), "sampled": (Sampling(0.6, 0.95, 20, seed=1), 1)},
 )
 
 
