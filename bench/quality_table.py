@@ -1,4 +1,4 @@
-"""The figures of bench.quality: every model against the scalar curve and the threshold policies."""
+"""The figures of bench.quality: every model against the scalar curve, a tossed coin and the threshold policies."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from quant.adaptivity import measure_adaptivity
-from quant.frontier import curve_accuracy, gain_over_curve, threshold_policies
+from quant.frontier import curve_accuracy, gain_over_coin, gain_over_curve, threshold_policies
 from quant.measures import by_question
 from quant.records import Record
 from quant.summary import summarize, summarize_by_level
@@ -51,6 +51,7 @@ def measured_rows(models: Mapping[str, tuple[str, list[Record]]], long_think_tok
         if kind != "curve":
             gain = gain_over_curve(records, curve)
             row["gain"] = asdict(gain)
+            row["over_coin"] = asdict(gain_over_coin(records, short, long))
             limit = curve_accuracy(np.array(policy[0]), np.array(policy[1]), gain.tokens)
             row["policy_accuracy"] = limit
             row["closed"] = gain.gain / (limit - gain.curve_accuracy) if limit > gain.curve_accuracy else None
@@ -69,9 +70,10 @@ def _oracle(short: Sequence[Record], long: Sequence[Record]) -> dict[str, float]
 def table(measured: Measured) -> str:
     """Markdown: every method beside the curve at the same tokens, then the curve itself."""
     lines = [
-        "| model | right, % | tokens | curve there, % | over the curve, points (95 %) | policy there, % | way closed "
-        "| overthinks, % | underthinks, % | never closed, % |",
-        "|---|" + "---:|" * 9,
+        "| model | right, % | tokens | curve there, % | over the curve, points (95 %) "
+        "| over a tossed coin, points (95 %) "
+        "| policy there, % | way closed | overthinks, % | underthinks, % | never closed, % |",
+        "|---|" + "---:|" * 10,
     ]
     for row in sorted(measured["rows"], key=lambda r: (r["kind"] == "curve", -r.get("gain", {"gain": 0})["gain"])):
         cells = [f"{100 * row['accuracy']:.1f}", f"{row['tokens']:.1f}"]
@@ -79,21 +81,26 @@ def table(measured: Measured) -> str:
             closed = "-" if row["closed"] is None else f"{100 * row['closed']:.0f} %"
             cells += [
                 f"{100 * gain['curve_accuracy']:.1f}",
-                f"{100 * gain['gain']:+.1f} ({100 * gain['low']:+.1f} to {100 * gain['high']:+.1f})",
+                _points_with_interval(gain),
+                _points_with_interval(row["over_coin"]),
                 f"{100 * row['policy_accuracy']:.1f}",
                 closed,
             ]
         else:
-            cells += ["", "", "", ""]
+            cells += [""] * 5
         cells += [
             "-" if row[key] is None else f"{100 * row[key]:.1f}" for key in ("overthink", "underthink", "unclosed")
         ]
         lines.append(f"| {row['name']} | " + " | ".join(cells) + " |")
     oracle = measured["oracle"]
     lines.append(
-        f"| the better parent of each question | {100 * oracle['accuracy']:.1f} | {oracle['tokens']:.1f} |" + " |" * 7
+        f"| the better parent of each question | {100 * oracle['accuracy']:.1f} | {oracle['tokens']:.1f} |" + " |" * 8
     )
     return "\n".join(lines)
+
+
+def _points_with_interval(gain: Mapping[str, float]) -> str:
+    return f"{100 * gain['gain']:+.1f} ({100 * gain['low']:+.1f} to {100 * gain['high']:+.1f})"
 
 
 def write_picture(results: Mapping[str, Mapping[str, Measured]], path: Path) -> None:
@@ -106,6 +113,7 @@ def write_picture(results: Mapping[str, Mapping[str, Measured]], path: Path) -> 
         plot.plot(*_points(curve), color="#8a8a8a", marker=".", label="scalar interpolation")
         policy = measured["policy"]
         plot.plot(policy["tokens"], [100 * a for a in policy["accuracy"]], "k:", linewidth=1, label="threshold policy")
+        plot.plot(*_points([curve[0], curve[-1]]), "k-.", linewidth=0.7, label="a coin tossed between the parents")
         ours = [row for row in rows if row["name"].startswith(("dial", "price", "adaptive"))]
         others = [row for row in rows if row["kind"] == "method" and row not in ours]
         routing = [row for row in rows if row["kind"] == "routing"]

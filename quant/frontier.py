@@ -62,6 +62,24 @@ def gain_over_curve(model: Sequence[Record], curve: Sequence[Sequence[Record]], 
     )
 
 
+def gain_over_coin(model: Sequence[Record], short: Sequence[Record], long: Sequence[Record], seed: int = 0) -> Gain:
+    """Compare a model with tossing a coin, question by question, for which parent answers.
+
+    With a coin of any bias, mean tokens and accuracy lie on the straight line between both parents. It looks at
+    no question and needs no merge, only both parents at hand: what adapts to questions should stand above it.
+
+    Args:
+        model: Records of the model.
+        short: Of the Short parent, on the same questions.
+        long: Of the Long parent.
+        seed: Of the bootstrap.
+
+    Raises:
+        RpamError: The questions are not the same.
+    """
+    return gain_over_curve(model, [short, long], seed)
+
+
 def threshold_policies(short: Sequence[Record], long: Sequence[Record]) -> tuple[list[float], list[float]]:
     """Mean tokens and accuracy of the policies that think from one level of difficulty on, and below it never.
 

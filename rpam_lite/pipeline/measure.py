@@ -48,7 +48,7 @@ def run_eval(run: Run) -> None:
     """Measure every row and write evaluation.json, the comparison with the scalar curve in it."""
     from quant.adaptivity import measure_adaptivity
     from quant.asking import make_requests, missing
-    from quant.frontier import gain_over_curve
+    from quant.frontier import gain_over_coin, gain_over_curve
     from quant.measures import by_question
     from quant.records import RECORD_VERSION
     from quant.tasks.questions import read_task_file
@@ -81,6 +81,9 @@ def run_eval(run: Run) -> None:
         result["records"] = files[row.name].name
         if row.kind in ("merge", "member"):
             result["over_curve"] = asdict(gain_over_curve(measured[row.name], curve, run.recipe.seed))
+            result["over_coin"] = asdict(
+                gain_over_coin(measured[row.name], measured[SHORT], measured[LONG], run.recipe.seed)
+            )
             adaptivity = measure_adaptivity(
                 by_question(measured[row.name]),
                 parents[SHORT],

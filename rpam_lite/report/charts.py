@@ -53,6 +53,7 @@ def frontier(report: Report) -> Chart:
     y = upwards([100 * r["accuracy"] for r in rows] + [100 * v for b in bounds for v in b["pass@1"][1:]])
     place = {r["name"]: (x(r["tokens"]), y(100 * r["accuracy"])) for r in rows}
     parts = [axes(x, y, ("mean generated tokens", "accuracy, %"))]
+    parts.append(line([place[r["name"]] for r in (curve[0], curve[-1])], "line scalar dashed"))
     parts.append(line([place[r["name"]] for r in curve], "line scalar"))
     for row in curve[1:-1]:
         parts.append(mark(place[row["name"]], "dot", "scalar solid", _told(row)))
@@ -73,6 +74,7 @@ def frontier(report: Report) -> Chart:
     parents = (curve[0], curve[-1])
     legend = [(swatch(_SHAPE[r["name"]], f"{_CLASS[r['name']]} solid", ""), r["name"]) for r in parents]
     legend.append((swatch("dot", "scalar solid"), "interpolation with one number, lambda beside it"))
+    legend.append((swatch("", "scalar", "line dashed"), "a coin tossed between both parents"))
     legend += [(swatch(s, "merge", ""), r["name"]) for r, s in zip(merges, _shapes(merges), strict=True)]
     if members:
         legend.append((swatch("dot", "merge", ""), "other merges of the family, price beside them"))

@@ -61,15 +61,16 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
 
 
 def verdict(row: Row) -> str:
-    """Where a merged file stands against the scalar curve at equal tokens; empty where that was not measured."""
-    gain = row.get("over_curve")
+    """Where a merged file stands against scalar curve and tossed coin at equal tokens; empty if not measured."""
+    gain, coin = row.get("over_curve"), row.get("over_coin")
     if not gain:
         return ""
-    return (
+    told = (
         f"{row['name']}: {percent(row['accuracy'])} at {row['tokens']:.1f} tokens; the scalar curve has "
         f"{percent(gain['curve_accuracy'])} there: {100 * gain['gain']:+.1f} points "
-        f"(95 % interval {100 * gain['low']:+.1f} to {100 * gain['high']:+.1f})."
+        f"(95 % interval {100 * gain['low']:+.1f} to {100 * gain['high']:+.1f})"
     )
+    return f"{told}, a coin tossed between both parents {percent(coin['curve_accuracy'])}." if coin else f"{told}."
 
 
 def block_table(rows: Sequence[Row]) -> str:

@@ -73,6 +73,15 @@ def plot_frontier(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Left: accuracy against mean tokens, the scalar curve drawn. Right: share of long answers by level."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.8), layout="constrained")
     curve = sorted((r for r in rows if r["weight"] is not None), key=lambda r: r["weight"])
+    ends = curve[0], curve[-1]
+    left.plot(
+        [r["tokens"] for r in ends],
+        [100 * r["accuracy"] for r in ends],
+        color=_SCALAR,
+        linestyle="--",
+        linewidth=0.8,
+        label="a coin tossed between both parents",
+    )
     left.plot(
         [r["tokens"] for r in curve],
         [100 * r["accuracy"] for r in curve],

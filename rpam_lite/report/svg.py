@@ -146,13 +146,15 @@ def mark(at: Point, shape: str, classes: str, told: str) -> Markup:
 
 
 def swatch(shape: str, classes: str, line_classes: str = "line") -> Markup:
-    """A mark for a legend, on a piece of its line where it has one."""
+    """A mark for a legend, on a piece of its line where it has one; the line alone without a shape."""
     from markupsafe import Markup
 
     drawn = line([(0, 8), (28, 8)], f"{line_classes} {classes}") if line_classes else Markup("")
-    form = Markup('<path class="mark {}" d="{}" transform="translate(14 8){}"/>').format(
-        classes, _SHAPES[shape], " scale(.7)" if shape == "ring" else ""
-    )
+    form = Markup("")
+    if shape:
+        form = Markup('<path class="mark {}" d="{}" transform="translate(14 8){}"/>').format(
+            classes, _SHAPES[shape], " scale(.7)" if shape == "ring" else ""
+        )
     return Markup('<svg class="swatch" viewBox="0 0 28 16" aria-hidden="true">{}{}</svg>').format(drawn, form)
 
 

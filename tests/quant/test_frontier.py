@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from quant.frontier import curve_accuracy, gain_over_curve, threshold_policies
+from quant.frontier import curve_accuracy, gain_over_coin, gain_over_curve, threshold_policies
 from quant.records import Record
 from rpam_lite.errors import RpamError
 
@@ -68,6 +68,15 @@ def test_samples_of_a_question_are_averaged() -> None:
     gain = gain_over_curve(model, ends)
     assert (gain.tokens, gain.accuracy) == (60, 0.75)
     assert gain.curve_accuracy == pytest.approx(0.5 + 0.5 * 45 / 100)
+
+
+def test_a_tossed_coin_lies_between_the_parents_whatever_the_interpolations_do() -> None:
+    short, long = records([False, False, True, True], [10] * 4), records([True] * 4, [110] * 4)
+    knows_when = records([True] * 4, [110, 110, 10, 10])
+    coin = gain_over_coin(knows_when, short, long)
+    assert (coin.curve_accuracy, coin.gain) == (pytest.approx(0.75), pytest.approx(0.25))
+    thinks_about_the_easy = records([False, False, True, True], [10, 10, 110, 110])
+    assert gain_over_coin(thinks_about_the_easy, short, long).gain == pytest.approx(-0.25)
 
 
 def test_other_questions_are_refused() -> None:

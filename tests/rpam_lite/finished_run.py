@@ -13,7 +13,7 @@ import yaml
 
 from quant.adaptivity import measure_adaptivity
 from quant.engines import Completion
-from quant.frontier import gain_over_curve
+from quant.frontier import gain_over_coin, gain_over_curve
 from quant.measures import by_question, measure
 from quant.records import Record, to_record, write_records
 from quant.summary import summarize, summarize_by_level
@@ -186,6 +186,7 @@ def _write_eval(folder: Path, recipe: Recipe, questions: list[Question], say: Ca
         if kind in ("merge", "member"):
             answers = [by_question(records[n]) for n in (name, "Short", "Long")]
             row["over_curve"] = asdict(gain_over_curve(records[name], curve))
+            row["over_coin"] = asdict(gain_over_coin(records[name], records["Short"], records["Long"]))
             row["adaptivity"] = _told(measure_adaptivity(*answers, LONG_THINK, draws=50))
         rows.append(row)
         write_records(folder / file, records[name])

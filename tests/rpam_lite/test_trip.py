@@ -140,6 +140,7 @@ def test_the_report_tells_what_was_measured(trip: Path) -> None:
         assert low <= row["accuracy"] <= high
         assert f"| {row['name']} | {100 * row['accuracy']:.1f} % | {100 * low:.1f} to {100 * high:.1f} |" in report
     assert "the scalar curve has" in report
+    assert "a coin tossed between both parents" in report
     assert "| model | no block | tokens | closed | tokens | never closed | tokens |" in report
 
 
@@ -278,7 +279,7 @@ def test_a_family_is_fitted_in_one_go_and_one_member_is_taken(trip: Path, tmp_pa
     evaluation = json.loads((tmp_path / "copy/runs/tiny/eval/evaluation.json").read_text())["rows"]
     (member,) = (row for row in evaluation if row["kind"] == "member")
     assert member["name"] == f"Price {3000 - taken:g}"
-    assert {"gain", "low", "high"} <= member["over_curve"].keys()
+    assert {"gain", "low", "high"} <= member["over_curve"].keys() & member["over_coin"].keys()
     assert not list((tmp_path / "copy/runs/tiny/eval").glob("*.gguf"))
 
 
