@@ -186,6 +186,7 @@ _ORDER = (
         },
         lambda r: [*parent_folders(r), r.eval.file],
         run_eval,
+        version=2,
         keeps_files=True,
     ),
     Stage(
