@@ -14,18 +14,19 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from bench.curve import CURVE, Models, between_farthest, curve_points, in_order, partial_scalars
+from bench.curve import Models, between_farthest, curve_points, in_order, partial_scalars
+from bench.quality_forms import FULL_FORM, OURS, QUICK, SHORT_FORM, SLOW, Changes, Form
 from bench.quality_table import Measured, measured_rows, table, write_picture
 from bench.routing import Rules, car, learn, self_route
 from quant import evaluate
-from quant.engines import Engine, Sampling
+from quant.engines import Engine
 from quant.engines.llama_cpp import LlamaCppEngine
 from quant.tasks.catalog import load_tasks
 from quant.tasks.questions import TaskFile, load_questions, read_task_file
@@ -44,68 +45,9 @@ from rpam_lite.terminal import fail_in_one_sentence, progress_bars
 
 ROOT = Path(__file__).parents[1]
 MAX_TOKENS, LONG_THINK_TOKENS, PARALLEL = 320, 8, 32
-OURS = "dial"
-
-Changes = dict[str, dict[str, Any]]
-# Changes to the recipe by method. The first is the shipped recipe's dial with one price more; all others do without.
-QUICK: dict[str, Changes] = {
-    OURS: {"dial": {"prices": [20, 50, 100, 200, 300], "max_tokens_share": 0.85}},
-    "adaptive, no dial": {},
-    "task arithmetic": {"merge": {"method": "task_arithmetic"}},
-    "TIES": {"merge": {"method": "ties"}},
-    "DARE-TIES": {"merge": {"method": "dare_ties"}},
-    "AIM": {"merge": {"method": "aim"}},
-    "ACM": {"merge": {"method": "acm"}},
-    "Sens": {"merge": {"method": "sens"}},
-    "ReACT fold": {"merge": {"method": "react"}},
-    "QA-Merging": {"merge": {"method": "qa_merging"}},
-}
-SLOW: dict[str, Changes] = {
-    "AdaMerging": {"fit": {"preset": "adamerging"}},
-    "adaptive, a block": {"fit": {"granularity": "block"}},
-    "adaptive, a matrix": {"fit": {"granularity": "matrix"}},
-    "adaptive, low rank": {"fit": {"granularity": "low_rank"}},
-    "adaptive, a row": {"fit": {"granularity": "row"}},
-    "paper": {"fit": {"preset": "paper"}},
-    "ProDistill (no contrast)": {"fit": {"preset": "paper", "contrastive_weight": 0.0}},
-    "release": {"fit": {"preset": "release", "release": {"prompt_tokens": 128, "epochs": 50}}},
-    "FIM": {"merge": {"method": "fim"}},
-    "WUDI": {"merge": {"method": "wudi"}},
-}
-
-
 # They answer with both models, so that both must be in memory; the table counts every token that either generates.
 Build = Callable[[LlamaCppEngine, LlamaCppEngine, Rules], Engine]
 ROUTING: dict[str, Build] = {"Self-Route, both models": self_route, "CAR, both models": car}
-
-
-@dataclass(frozen=True)
-class Form:
-    """How much is measured.
-
-    Attributes:
-        per_level: Held-out questions a level.
-        curve: Lambdas of the interpolations.
-        finer: How many more may be put where neighbours lie far apart.
-        methods: Changes to the recipe by method.
-        samplings: Ways of sampling by name, each with its answers a question.
-    """
-
-    per_level: int
-    curve: tuple[float, ...]
-    finer: int
-    methods: dict[str, Changes]
-    samplings: dict[str, tuple[Sampling, int]]
-
-
-SHORT_FORM = Form(50, CURVE, 6, QUICK, {"greedy": (Sampling(0.0), 1)})
-FULL_FORM = Form(
-    200,
-    CURVE,
-    10,
-    QUICK | SLOW,
-    {"greedy": (Sampling(0.0), 1), "sampled": (Sampling(0.6, 0.95, 20, seed=1), 1)},
-)
 
 
 def family_of(pair: Path) -> str:
@@ -224,10 +166,11 @@ def all_models(
         if (halfway := between_farthest(points())) is None:
             break
         yield f"scalar {halfway:g}", "curve", interpolated(f"scalar {halfway:g}", scalar(halfway))
-    for name, coefficients in (partial_scalars(run, 1.0) | partial_scalars(run, 0.7)).items():
-        yield name, "method", interpolated(name, coefficients)
-    for name, build in ROUTING.items():
-        yield name, "routing", partial(open_routed, build, run)
+    if form.beside:
+        for name, coefficients in (partial_scalars(run, 1.0) | partial_scalars(run, 0.7)).items():
+            yield name, "method", interpolated(name, coefficients)
+        for name, build in ROUTING.items():
+            yield name, "routing", partial(open_routed, build, run)
     for method, changes in form.methods.items():
         own = open_run(changes)
         for name, file in (merged_files(own, method, models) | member_files(own, models)).items():
@@ -285,7 +228,7 @@ def main() -> None:
         dial = form.methods[OURS]["dial"] | {"prices": args.prices}
         form = replace(form, methods=form.methods | {OURS: {"dial": dial}})
     if args.methods:
-        form = replace(form, methods={name: (SLOW | form.methods)[name] for name in args.methods})
+        form = replace(form, beside=False, methods={name: (SLOW | form.methods)[name] for name in args.methods})
     results: dict[str, dict[str, Measured]] = {}
     for pair in args.pair:
         folder = args.out / f"bench-{pair.resolve().name}"

@@ -48,10 +48,11 @@ def measured_rows(models: Mapping[str, tuple[str, list[Record]]], long_think_tok
             "long_by_level": [s.long for s in summarize_by_level(records, long_think_tokens).values()],
             **{key: None if isnan(v := adaptivity[key].value) else v for key in ("overthink", "underthink")},
         }
+        if name not in ("Short", "Long"):
+            row["over_coin"] = asdict(gain_over_coin(records, short, long))
         if kind != "curve":
             gain = gain_over_curve(records, curve)
             row["gain"] = asdict(gain)
-            row["over_coin"] = asdict(gain_over_coin(records, short, long))
             limit = curve_accuracy(np.array(policy[0]), np.array(policy[1]), gain.tokens)
             row["policy_accuracy"] = limit
             row["closed"] = gain.gain / (limit - gain.curve_accuracy) if limit > gain.curve_accuracy else None
@@ -77,17 +78,13 @@ def table(measured: Measured) -> str:
     ]
     for row in sorted(measured["rows"], key=lambda r: (r["kind"] == "curve", -r.get("gain", {"gain": 0})["gain"])):
         cells = [f"{100 * row['accuracy']:.1f}", f"{row['tokens']:.1f}"]
+        coin = _points_with_interval(row["over_coin"]) if "over_coin" in row else ""
         if gain := row.get("gain"):
             closed = "-" if row["closed"] is None else f"{100 * row['closed']:.0f} %"
-            cells += [
-                f"{100 * gain['curve_accuracy']:.1f}",
-                _points_with_interval(gain),
-                _points_with_interval(row["over_coin"]),
-                f"{100 * row['policy_accuracy']:.1f}",
-                closed,
-            ]
+            cells += [f"{100 * gain['curve_accuracy']:.1f}", _points_with_interval(gain), coin]
+            cells += [f"{100 * row['policy_accuracy']:.1f}", closed]
         else:
-            cells += [""] * 5
+            cells += ["", "", coin, "", ""]
         cells += [
             "-" if row[key] is None else f"{100 * row[key]:.1f}" for key in ("overthink", "underthink", "unclosed")
         ]

@@ -54,6 +54,7 @@ def test_a_policy_closes_the_whole_way_and_the_middle_of_the_curve_nothing(tmp_p
     assert row["closed"] == pytest.approx(1.0)
     assert row["gain"]["gain"] > 0.2
     assert row["over_coin"]["gain"] == pytest.approx(0.25)
+    assert {r["name"] for r in found["rows"] if "over_coin" in r} == {"half", "adaptive", "CAR"}
     assert found["oracle"] == {"accuracy": 1.0, "tokens": 55.0}
     assert "| adaptive | 100.0 | 55.0 |" in table(found)
     write_picture({"pair": {"greedy": found}}, tmp_path / "quality.png")

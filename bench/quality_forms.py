@@ -1,0 +1,69 @@
+"""What bench.quality measures: the methods, as changes to the shipped recipe, and the short and the full form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from bench.curve import CURVE
+from quant.engines import Sampling
+
+OURS = "dial"
+
+Changes = dict[str, dict[str, Any]]
+# Changes to the recipe by method. The first is the shipped recipe's dial with one price more; all others do without.
+QUICK: dict[str, Changes] = {
+    OURS: {"dial": {"prices": [20, 50, 100, 200, 300], "max_tokens_share": 0.85}},
+    "adaptive, no dial": {},
+    "task arithmetic": {"merge": {"method": "task_arithmetic"}},
+    "TIES": {"merge": {"method": "ties"}},
+    "DARE-TIES": {"merge": {"method": "dare_ties"}},
+    "AIM": {"merge": {"method": "aim"}},
+    "ACM": {"merge": {"method": "acm"}},
+    "Sens": {"merge": {"method": "sens"}},
+    "ReACT fold": {"merge": {"method": "react"}},
+    "QA-Merging": {"merge": {"method": "qa_merging"}},
+}
+SLOW: dict[str, Changes] = {
+    "AdaMerging": {"fit": {"preset": "adamerging"}},
+    "adaptive, a block": {"fit": {"granularity": "block"}},
+    "adaptive, a matrix": {"fit": {"granularity": "matrix"}},
+    "adaptive, low rank": {"fit": {"granularity": "low_rank"}},
+    "adaptive, a row": {"fit": {"granularity": "row"}},
+    "paper": {"fit": {"preset": "paper"}},
+    "ProDistill (no contrast)": {"fit": {"preset": "paper", "contrastive_weight": 0.0}},
+    "release": {"fit": {"preset": "release", "release": {"prompt_tokens": 128, "epochs": 50}}},
+    "FIM": {"merge": {"method": "fim"}},
+    "WUDI": {"merge": {"method": "wudi"}},
+}
+
+
+@dataclass(frozen=True)
+class Form:
+    """How much is measured.
+
+    Attributes:
+        per_level: Held-out questions a level.
+        curve: Lambdas of the interpolations.
+        finer: How many more may be put where neighbours lie far apart.
+        methods: Changes to the recipe by method.
+        beside: Whether interpolations of some tensors alone, and rules between both models, are measured too.
+        samplings: Ways of sampling by name, each with its answers a question.
+    """
+
+    per_level: int
+    curve: tuple[float, ...]
+    finer: int
+    methods: dict[str, Changes]
+    samplings: dict[str, tuple[Sampling, int]]
+    beside: bool = True
+
+
+SHORT_FORM = Form(50, CURVE, 6, QUICK, {"greedy": (Sampling(0.0), 1)})
+FULL_FORM = Form(
+    200,
+    CURVE,
+    10,
+    QUICK | SLOW,
+    {"greedy": (Sampling(0.0), 1), "sampled": (Sampling(0.6, 0.95, 20, seed=1), 1)},
+)
