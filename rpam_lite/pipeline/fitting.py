@@ -1,17 +1,17 @@
-"""The stages that go through the streaming engine: capture and fit."""
+"""The fit stage: the coefficients, or a family of them, through the streaming engine."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rpam_lite.checkpoint.files import write_json
 from rpam_lite.errors import RpamError
+from rpam_lite.pipeline.capturing import SCRATCH
 from rpam_lite.pipeline.dial import choose_member, member_folder, unseen_questions
+from rpam_lite.pipeline.memory import advice
 from rpam_lite.pipeline.release import fit_as_released
 from rpam_lite.pipeline.stage import Run
 from rpam_lite.pipeline.traces import calibration_traces
@@ -23,74 +23,8 @@ if TYPE_CHECKING:
     from rpam_lite.fit.problem import Problem, Reducer
     from rpam_lite.fit.setup import Planned
     from rpam_lite.recipe import Fit
-    from rpam_lite.streaming.top_k import TopK
 
     Fitted = tuple[Coefficients, dict[str, Any]]  # with the contents of fit.json
-
-SCRATCH = "scratch"  # encoded layers and states of an unfinished run
-# Error of the weights relative to the task vector above which a codec is too coarse.
-CODEC_ERROR_LIMIT = 0.3
-
-
-def run_capture(run: Run) -> None:
-    """Keep both parents' hidden states and the selected parents' next-token distributions."""
-    import torch
-
-    from rpam_lite.fit.batches import micro_batches
-    from rpam_lite.fit.setup import largest_top_k, open_weights, plan_recipe
-    from rpam_lite.streaming.activations import PARENTS
-    from rpam_lite.streaming.capture import capture
-    from rpam_lite.streaming.codec import coarsest_codec
-    from rpam_lite.streaming.plan_table import plan_table
-    from rpam_lite.streaming.survey import survey
-
-    recipe, settings, folder = run.recipe, run.recipe.capture, run.of("capture")
-    torch.set_num_threads(recipe.threads)
-    traces = calibration_traces(run)
-    chosen, questions = traces.chosen, traces.questions
-    per_label = {name: sum(q.label == name for q in chosen) for name in PARENTS}
-    run.say(f"calibration set: {per_label['long']} long and {per_label['short']} short questions")
-    planned = plan_recipe(recipe, questions, run.folder)
-    run.say(plan_table(planned.plan, planned.budget))
-    scratch = folder / SCRATCH
-    source, ends = open_weights(planned, questions, scratch)
-    batches = micro_batches([len(t) for t in questions.token_ids], planned.plan.way.micro_tokens)
-    step = run.progress.start("capturing hidden states", planned.skeleton.layers)
-    with _advice(planned):
-        kept = capture(
-            source,
-            ends,
-            questions,
-            batches,
-            settings.top_k,
-            folder,
-            planned.plan.way.dtype,
-            partial(step, ""),
-            largest_top_k(planned),
-        )
-    _say_top_k(run, kept)
-    rows = survey(source)
-    shutil.rmtree(scratch, ignore_errors=True)
-    write_json(folder / "layers.json", {"version": 1, "codec": source.codec, "layers": [vars(row) for row in rows]})
-    for row in rows:
-        if row.codec_error > CODEC_ERROR_LIMIT:
-            run.say(
-                f"WARNING: {source.codec} moves the weights of layer {row.layer} by {row.codec_error:.2f} of the task "
-                f"vector's norm; set `memory.codec` to {coarsest_codec(row.task_vector, CODEC_ERROR_LIMIT)}"
-            )
-
-
-def _say_top_k(run: Run, kept: TopK) -> None:
-    from rpam_lite.streaming.top_k import MOST_TOP_K, TOLERANCE
-
-    run.say(
-        f"targets: the top {kept.top_k} log-probabilities a position lose at most {100 * kept.lost:.2g} % of the KL "
-        f"divergence between the parents and on the way (theirs is {kept.kl:.3g} nats a position, on {kept.positions} "
-        "of them)"
-    )
-    if kept.lost >= TOLERANCE:
-        limit = "" if kept.top_k >= MOST_TOP_K else ", if `memory.host` allows it"
-        run.say(f"WARNING: that is {100 * TOLERANCE:g} % or more; set `capture.top_k` to a larger number{limit}")
 
 
 def run_fit(run: Run) -> None:
@@ -152,7 +86,7 @@ def fit_share(run: Run, rank: int, world: int, reduce: Reducer) -> dict[float | 
     run.say(f"plan: {describe(planned.plan.way)}")
     scratch = folder / (SCRATCH if world == 1 else f"{SCRATCH}-{rank}")
     found: dict[float | None, Fitted] = {}
-    with _advice(planned), peak_memory(planned.skeleton.device) as peak:
+    with advice(planned), peak_memory(planned.skeleton.device) as peak:
         problem = open_problem(recipe, planned, questions, run.of("capture"), scratch)
         values = problem.grouping.start_values(settings.start).to(problem.device)
         run.say(_unknowns(len(values), settings))
@@ -244,35 +178,6 @@ def _fit_member(
         "hessian": eigenvalues and {"eigenvalues": eigenvalues, "condition": _condition(eigenvalues)},
     }
     return joint.values, log
-
-
-@contextmanager
-def _advice(planned: Planned) -> Iterator[None]:
-    """Turn a lack of memory into an error that says what would need less."""
-    import torch
-
-    from rpam_lite.checkpoint.files import size_text
-    from rpam_lite.streaming.plan import describe, next_smaller
-
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
-            raise
-        on_cpu = planned.skeleton.device.type == "cpu"
-        place = "host" if on_cpu else "device"
-        smaller = next_smaller(planned.plan, planned.model, planned.work, on_cpu)
-        advice = (
-            "no way of working needs less; lower `capture.questions_per_class`"
-            if smaller is None
-            else f"set `memory.{place}` to {size_text(smaller.total(place))}, which makes it {describe(smaller.way)}"
-        )
-        raise RpamError(
-            f"Out of {place} memory with {describe(planned.plan.way)} "
-            f"(planned: {size_text(planned.plan.total(place))}); {advice}. "
-            "What is done stays for a run with the same `memory`; another one starts this stage anew.",
-            code="E07",
-        ) from None
 
 
 def _condition(eigenvalues: list[float]) -> float | None:

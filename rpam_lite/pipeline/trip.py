@@ -11,7 +11,7 @@ from quant.records import RECORD_VERSION
 from quant.tasks.grader import GRADER_VERSION
 from rpam_lite.errors import RpamError
 from rpam_lite.patterns.label import PATTERN_VERSION
-from rpam_lite.pipeline import checking, fitting, merging, quantizing, reporting, stages, statistics
+from rpam_lite.pipeline import capturing, checking, fitting, merging, quantizing, reporting, stages, statistics
 from rpam_lite.pipeline.measure import run_eval
 from rpam_lite.pipeline.names import STAGE_HELP
 from rpam_lite.pipeline.stage import (
@@ -92,7 +92,7 @@ _ORDER = (
             "dial.prices": r.dial.prices,
         },
         parent_folders,
-        fitting.run_capture,
+        capturing.run_capture,
         version=2,
         applies=statistics.is_captured,
     ),

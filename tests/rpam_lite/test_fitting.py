@@ -9,7 +9,8 @@ import torch
 
 from rpam_lite.errors import RpamError
 from rpam_lite.fit.setup import Planned
-from rpam_lite.pipeline.fitting import _advice, _warning
+from rpam_lite.pipeline.fitting import _warning
+from rpam_lite.pipeline.memory import advice
 from rpam_lite.recipe import parse_size
 from rpam_lite.streaming.plan import Budget, WorkSize, choose, describe, model_size
 from rpam_lite.streaming.shapes import config_of_shape
@@ -29,7 +30,7 @@ def planned() -> Planned:
 
 
 def test_memory_that_runs_out_names_the_next_smaller_way_and_it_is_smaller(planned: Planned) -> None:
-    with pytest.raises(RpamError, match="Out of host memory with exact layers on host") as caught, _advice(planned):
+    with pytest.raises(RpamError, match="Out of host memory with exact layers on host") as caught, advice(planned):
         torch.empty(1 << 55)  # torch's own error
     size = str(caught.value).split("set `memory.host` to ")[1].split(",")[0]
     smaller = choose(planned.model, WORK, Budget(None, int(parse_size(size.replace(" ", ""), "") * 1.01), MUCH))
@@ -40,12 +41,12 @@ def test_memory_that_runs_out_names_the_next_smaller_way_and_it_is_smaller(plann
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
 def test_every_kind_of_it_is_caught(planned: Planned, error: Exception) -> None:
-    with pytest.raises(RpamError, match="Out of host memory"), _advice(planned):
+    with pytest.raises(RpamError, match="Out of host memory"), advice(planned):
         raise error
 
 
 def test_other_errors_pass(planned: Planned) -> None:
-    with pytest.raises(RuntimeError, match="shapes differ"), _advice(planned):
+    with pytest.raises(RuntimeError, match="shapes differ"), advice(planned):
         raise RuntimeError("shapes differ")
 
 
