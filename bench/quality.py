@@ -1,6 +1,7 @@
 """Does the merge beat plain interpolation? Every method on trained pairs, against the scalar curve at equal tokens.
 
-    python -m bench.quality [--pair DIR ...] [--out runs/quality] [--full] [--methods NAME ...] [--prices P ...]
+    python -m bench.quality [--pair DIR ...] [--out runs/quality] [--full] [--methods NAME ...]
+                           [--prices P ...] [--budgets B ...]
 
 A pair is a folder with long/, short/ and base/, made by recipes/tiny/train.py; `family` in its pair.json
 says which questions it answers. Methods see the calibration split alone, and all
@@ -110,17 +111,16 @@ def merged_files(run: Run, method: str, models: Path) -> dict[str, Path]:
     return wanted
 
 
-def member_files(run: Run, models: Path) -> dict[str, Path]:
-    """GGUF files of all members of the dial by price, made unless they are there; none of a method without a dial."""
+def member_files(run: Run, method: str, models: Path) -> dict[str, Path]:
+    """GGUF files of all members of a method's dial by name, made unless they are there; none without a dial."""
     made = "-".join(fingerprint(STAGES[name], run.recipe)[:8] for name in ("label", "capture", "fit"))
-    wanted = {price: models / f"price-{price:g}-{made}.gguf" for price in run.recipe.dial.prices}
+    wanted = {setting: models / f"{setting.stem}-{made}.gguf" for setting in run.recipe.dial.settings}
+    names = {s: s.name if method == OURS else f"{method}, {s.name}" for s in wanted}
     if not all(file.exists() for file in wanted.values()):
         ensure(run, "fit")
-        for price, file in wanted.items():
-            write_coefficients_gguf(
-                run, load(member_folder(run, price) / "coefficients.json"), file, f"price {price:g}"
-            )
-    return {f"price {price:g}": file for price, file in wanted.items()}
+        for setting, file in wanted.items():
+            write_coefficients_gguf(run, load(member_folder(run, setting) / "coefficients.json"), file, names[setting])
+    return {names[setting]: file for setting, file in wanted.items()}
 
 
 def open_file(file: Path) -> LlamaCppEngine:
@@ -173,7 +173,7 @@ def all_models(
             yield name, "routing", partial(open_routed, build, run)
     for method, changes in form.methods.items():
         own = open_run(changes)
-        for name, file in (merged_files(own, method, models) | member_files(own, models)).items():
+        for name, file in (merged_files(own, method, models) | member_files(own, method, models)).items():
             yield name, "method", partial(open_file, file)
 
 
@@ -220,13 +220,15 @@ def main() -> None:
         "--methods", nargs="+", choices=[*QUICK, *SLOW], metavar="NAME", help="these alone, beside the curve"
     )
     parser.add_argument("--prices", type=float, nargs="+", help="of a token, for the dial's members")
+    parser.add_argument("--budgets", type=float, nargs="+", help="shares of Long's tokens, for the dial's members")
     args = parser.parse_args()
     form = FULL_FORM if args.full else SHORT_FORM
-    if args.prices and args.methods and OURS not in args.methods:
-        parser.error(f"--prices: are those of {OURS!r}, which --methods leaves out")
-    if args.prices:
-        dial = form.methods[OURS]["dial"] | {"prices": args.prices}
-        form = replace(form, methods=form.methods | {OURS: {"dial": dial}})
+    given = {name: values for name in ("prices", "budgets") if (values := getattr(args, name))}
+    if given and args.methods and OURS not in args.methods:
+        parser.error(f"--{next(iter(given))}: for the members of {OURS!r}, which --methods leaves out")
+    if given:
+        dial = {key: value for key, value in form.methods[OURS]["dial"].items() if key not in ("prices", "budgets")}
+        form = replace(form, methods=form.methods | {OURS: {"dial": dial | given}})
     if args.methods:
         form = replace(form, beside=False, methods={name: (SLOW | form.methods)[name] for name in args.methods})
     results: dict[str, dict[str, Measured]] = {}

@@ -11,9 +11,14 @@ from quant.engines import Sampling
 OURS = "dial"
 
 Changes = dict[str, dict[str, Any]]
-# Changes to the recipe by method. The first is the shipped recipe's dial with one price more; all others do without.
+_DIAL = {"prices": [300], "budgets": [0.9, 0.8, 0.7, 0.6, 0.5, 0.4], "max_tokens_share": 0.85}
+# Changes to the recipe by method. The first is the shipped recipe's dial with one budget more; where no dial is named
+# there is none.
 QUICK: dict[str, Changes] = {
-    OURS: {"dial": {"prices": [20, 50, 100, 200, 300], "max_tokens_share": 0.85}},
+    OURS: {"dial": _DIAL},
+    # How much the fit of lambda adds to the rows.
+    "rows on scalar 0.5": {"dial": _DIAL, "fit": {"granularity": "scalar", "lower": 0.5, "upper": 0.5}},
+    "dial by fit": {"dial": {"by": "fit", "prices": [20, 50, 100, 200, 300], "max_tokens_share": 0.85}},
     "adaptive, no dial": {},
     "task arithmetic": {"merge": {"method": "task_arithmetic"}},
     "TIES": {"merge": {"method": "ties"}},

@@ -111,7 +111,7 @@ def write_picture(results: Mapping[str, Mapping[str, Measured]], path: Path) -> 
         policy = measured["policy"]
         plot.plot(policy["tokens"], [100 * a for a in policy["accuracy"]], "k:", linewidth=1, label="threshold policy")
         plot.plot(*_points([curve[0], curve[-1]]), "k-.", linewidth=0.7, label="a coin tossed between the parents")
-        ours = [row for row in rows if row["name"].startswith(("dial", "price", "adaptive"))]
+        ours = [row for row in rows if row["name"].startswith(("dial", "price", "budget", "rows", "adaptive"))]
         others = [row for row in rows if row["kind"] == "method" and row not in ours]
         routing = [row for row in rows if row["kind"] == "routing"]
         plot.plot(*_points(others), "x", color="#2e6f9e", label="other methods")

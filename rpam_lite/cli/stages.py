@@ -105,29 +105,34 @@ def fit_command(
     price: Annotated[
         str | None, typer.Option(help="points of accuracy that 1000 tokens must be worth, as 0,50,200: a family")
     ] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="shares of Long's mean tokens that an answer may have, as 0.8,0.5: a family")
+    ] = None,
     max_tokens_share: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="with --price: the most accurate within this share of Long's tokens"),
+        typer.Option(min=0, max=1, help="of a family: the most accurate within this share of Long's tokens"),
     ] = None,
     max_points_below_long: Annotated[
-        float | None, typer.Option(min=0, help="with --price: the cheapest that loses at most so many points to Long")
+        float | None, typer.Option(min=0, help="of a family: the cheapest that loses at most so many points to Long")
     ] = None,
 ) -> None:
-    """Fit the merging coefficients; with --price a family of them, of which one is chosen.
+    """Fit the merging coefficients; with --price or --budget a family of them, of which one is chosen.
 
     What is given here takes the place of the recipe's `dial`; write it there to go on with `rpam run`.
 
-    Example: rpam fit recipes/tiny.yaml --price 0,100,400 --max-tokens-share 0.8
+    Example: rpam fit recipes/tiny.yaml --budget 0.8,0.6 --max-tokens-share 0.7
     """
     from rpam_lite.pipeline.trip import fit_family
 
-    if price is None:
+    if price is None and budget is None:
         if max_tokens_share is not None or max_points_below_long is not None:
-            raise RpamError("--max-tokens-share and --max-points-below-long choose from a family: give --price too.")
+            raise RpamError(
+                "--max-tokens-share and --max-points-below-long choose from a family: give --price or --budget too."
+            )
         run_stage("fit", recipe, runs)
     else:
         wish = {"max_tokens_share": max_tokens_share, "max_points_below_long": max_points_below_long}
-        with_run(recipe, runs, partial(fit_family, prices=price, wish=wish))
+        with_run(recipe, runs, partial(fit_family, prices=price, budgets=budget, wish=wish))
 
 
 @app.command("quantize")

@@ -99,7 +99,7 @@ def make_batch(
 
 
 def _weights(positions: int, settings: Fit) -> torch.Tensor:
-    return position_weights(positions, settings.kl_form, settings.decision_share, settings.kl_tokens)
+    return position_weights(positions, settings.form, settings.decision_share, settings.kl_tokens)
 
 
 def _joined(targets: list[Targets]) -> Targets:

@@ -47,28 +47,45 @@ class LowRankFile(BaseModel):
     sha256: str
 
 
+class DecisionRow(BaseModel):
+    """What the merge's output head gains in the row of one token (`rpam_lite.fit.decision`)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    token: int
+    row: tuple[float, ...]  # fp32 values, one a hidden dimension
+
+
 class Coefficients(BaseModel):
     """Contents of coefficients.json; `version` changes when the meaning of a field does.
 
     With granularity `element` and `low_rank` the matrices' values are means; lambda of each weight stands in
-    files beside it (`elements/`, `factors.safetensors`). Version 2 is that of `low_rank`, 1 that of the others.
+    files beside it (`elements/`, `factors.safetensors`). Version 3 is that with a decision row, 2 else that of
+    `low_rank`, 1 that of the others.
     """
 
     model_config = ConfigDict(extra="forbid")
 
-    version: Literal[1, 2] = 1
+    version: Literal[1, 2, 3] = 1
     granularity: Granularity
     weights: Literal["long"] = "long"
     values: dict[str, float | list[float]]
     low_rank: LowRankFile | None = None
+    decision: DecisionRow | None = None
     _folder: Path = PrivateAttr(default=Path())
     _fields: dict[str, LowRank] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")
-    def _low_rank_is_version_two(self) -> Coefficients:
-        if not (self.version == 2) == (self.granularity == "low_rank") == (self.low_rank is not None):
-            raise ValueError("`version: 2`, `granularity: low_rank` and `low_rank` go together")
+    def _version_tells_the_fields(self) -> Coefficients:
+        if (self.granularity == "low_rank") != (self.low_rank is not None):
+            raise ValueError("`granularity: low_rank` and `low_rank` go together")
+        if self.version != (3 if self.decision is not None else 2 if self.low_rank is not None else 1):
+            raise ValueError("`version` must be 3 with `decision`, 2 with `low_rank` alone, 1 with neither")
         return self
+
+    def deciding(self, decision: DecisionRow) -> Coefficients:
+        """The same with this decision row."""
+        return self.model_copy(update={"version": 3, "decision": decision})
 
     def of(self, tensor: str) -> Lambda:
         """Lambda of one tensor: one value, float32 [rows], float32 of the tensor's shape, or a field of low rank.

@@ -23,7 +23,7 @@ from typing import Literal
 import torch
 
 AlignmentForm = Literal["gap", "mean", "raw", "cosine"]
-KlForm = Literal["sequence", "mean"]
+KlForm = Literal["sequence", "mean", "execution"]
 
 
 def squared_distance(a: torch.Tensor, b: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -137,15 +137,15 @@ def position_weights(
             short answer.
         form: `sequence`, 1 each: by the chain rule the sum of the positions' KL divergences is that of
             whole answers, in nats, so that the decision and every step of a chain of thought count by the
-            harm they do; `mean`, with sum 1.
+            harm they do; `mean`, with sum 1; `execution`, 1 each but for the first one, which is 0.
         decision_share: Of `mean`: share of the first one; the others divide the rest evenly. In a plain mean
             (0) it would count forty times less in a long answer than in a short one.
         window: How many of them count, from the first on; all of them without it.
     """
     counted = min(positions, window or positions)
     weights = torch.zeros(positions, dtype=torch.float64)
-    if form == "sequence":
-        weights[:counted] = 1
+    if form in ("sequence", "execution"):
+        weights[int(form == "execution") : counted] = 1
     elif decision_share == 0 or counted == 1:
         weights[:counted] = 1 / counted
     else:

@@ -39,12 +39,19 @@ def output_terms(logprobs: torch.Tensor, entropy: torch.Tensor, batch: MicroBatc
     weights, first = batch.target_weights.to(logprobs), batch.decisions.to(logprobs.device)
     k = batch.targets.ids.shape[1]
 
+    def by_question(by_position: torch.Tensor) -> torch.Tensor:
+        return objective.sum_by_question(weights * by_position, rows, len(shares))
+
     def mean(by_position: torch.Tensor) -> torch.Tensor:
-        return (shares * objective.sum_by_question(weights * by_position, rows, len(shares))).sum()
+        return (shares * by_question(by_position)).sum()
 
     divergence = _divergence(logprobs[:, :k], batch.targets)
     nothing = logprobs.sum() * 0
-    kl = mean(divergence) if settings.kl_weight != 0 else nothing
+    kl = nothing
+    if settings.kl_weight != 0:
+        # An answer that goes wrong early would count for all that follows: what is lost is one answer, not more.
+        answers = by_question(divergence)
+        kl = (shares * (answers.log1p() if settings.form == "execution" else answers)).sum()
     contrast = likelihood = uncertainty = nothing
     if settings.output_contrast_weight != 0:
         to_other = _divergence(logprobs[first, k : 2 * k], batch.other)

@@ -110,7 +110,7 @@ def open_weights(planned: Planned, questions: CalibrationSet, scratch: Path) -> 
 def open_problem(recipe: Recipe, planned: Planned, questions: CalibrationSet, captured: Path, scratch: Path) -> Problem:
     """The objective, without any questions yet: `with_batches` gives them."""
     source, ends = open_weights(planned, questions, scratch)
-    fit = recipe.fit
+    fit = recipe.objective
     return Problem(
         skeleton=planned.skeleton,
         source=source,

@@ -54,3 +54,18 @@ def priced_shares(
     """
     shares = weights * torch.where(is_long, long_weight, 1.0) / other_loss
     return shares / shares.sum()
+
+
+def answer_shares(weights: torch.Tensor, is_long: torch.Tensor, long_weight: float) -> torch.Tensor:
+    """Weight of every trace where both parents' answers are fitted, float32 [traces] with sum 1.
+
+    Args:
+        weights: How often its parent is right there, float32 [traces].
+        is_long: Which traces are Long's.
+        long_weight: Weight of Long's answers together; that of Short's is 1.
+    """
+    shares = torch.zeros_like(weights)
+    for side, weight in ((is_long, long_weight), (~is_long, 1.0)):
+        if side.any():
+            shares[side] = weight * weights[side] / weights[side].sum()
+    return shares / shares.sum()

@@ -8,6 +8,9 @@ Its sign selects the parent, as the label rule `cost` does, and its size is what
 costs: the question's weight in the fit, where `fit/shares.py` brings points and nats together. At price 0
 questions that both parents answer right weigh nothing, and the merge may think about everything; a high
 price leaves Long those questions alone where thinking gains much in few tokens.
+
+A dial by decision fits the answers of both parents once (`both_answers`), and the regret weighs a question where
+the merge's row of the head is fitted that decides between them (`fit/decision.py`).
 """
 
 from __future__ import annotations
@@ -82,6 +85,22 @@ def family(rows: Sequence[Mapping[str, Any]], prices: Sequence[float]) -> Family
                 for price, weight in own.items():
                     weights[price].append(weight)
     return Family(traces, weights)
+
+
+def both_answers(rows: Sequence[Mapping[str, Any]]) -> tuple[list[LabelledQuestion], list[float]]:
+    """Both parents' answers to every question, and how much each weighs: how often that parent is right there.
+
+    Args:
+        rows: The chosen rows of patterns.jsonl; an answer of a parent that never was right is left out.
+    """
+    traces: list[LabelledQuestion] = []
+    weights: list[float] = []
+    for row in rows:
+        for parent in ("long", "short"):
+            if row[f"samples_{parent}"] and (right := row[f"correct_{parent}"] / row[f"samples_{parent}"]):
+                traces.append(select(row, parent))
+                weights.append(right)
+    return traces, weights
 
 
 def set_aside(rows: Sequence[Mapping[str, Any]], count: int, seed: int) -> list[str]:

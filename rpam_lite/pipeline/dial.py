@@ -15,7 +15,7 @@ from rpam_lite.pipeline.artefacts import parent_gguf
 from rpam_lite.pipeline.measuring import Asking, Row, measure_rows, row_key, write_coefficients_gguf
 from rpam_lite.pipeline.stage import Run, identity, parent_folders
 from rpam_lite.pipeline.traces import unseen_keys
-from rpam_lite.recipe import OURS
+from rpam_lite.recipe import OURS, Setting
 
 if TYPE_CHECKING:
     from quant.frontier import Choice
@@ -39,29 +39,32 @@ def unseen_questions(run: Run) -> list[Question]:
     keys = set(unseen_keys(run))
     if not keys:
         raise RpamError(
-            f"{run.recipe.label.file}: holds fewer than three questions a level, so that `dial.prices` can set "
+            f"{run.recipe.label.file}: holds fewer than three questions a level, so that the dial can set "
             "none aside to choose on; add questions, or raise `dial.questions`."
         )
     return [q for q in load_questions(run.recipe.label.file) if q.key in keys]
 
 
-def choose_member(run: Run, members: Mapping[float, Coefficients]) -> float:
-    """Measure Long and every member greedily in llama.cpp, write the frontier, and give the price of the one taken."""
+def choose_member(run: Run, members: Mapping[Setting, Coefficients]) -> Setting:
+    """Measure Long and every member greedily in llama.cpp, write the frontier, and say which one is taken."""
     from quant.measures import by_question, measure
     from quant.summary import summarize
     from rpam_lite.report.plots import plot_dial
 
     folder, questions = run.of("fit"), unseen_questions(run)
     long_row = Row("Long", "parent", 1.0, parent_gguf(run, "long"))
-    member_rows = [member_row(run, price, coefficients, folder) for price, coefficients in members.items()]
+    member_rows = [member_row(run, setting, coefficients, folder) for setting, coefficients in members.items()]
     long, *measured = _measured(run, [long_row, *member_rows], _asking(run, questions))
     rows: list[dict[str, Any]] = []
-    for price, records in zip(members, measured, strict=True):
+    for setting, records in zip(members, measured, strict=True):
         found = measure(by_question(records), seed=run.recipe.seed)
         summary = summarize(records, run.recipe.eval.long_think_tokens)
         rows.append(
             {
-                "price": price,
+                "kind": setting.kind,
+                "value": setting.value,
+                "name": setting.name,
+                "label": setting.label,
                 "accuracy": summary.accuracy,
                 "tokens": summary.tokens,
                 "long": summary.long,
@@ -70,9 +73,9 @@ def choose_member(run: Run, members: Mapping[float, Coefficients]) -> float:
         )
     target = summarize(long, run.recipe.eval.long_think_tokens)
     choice, wish = _wished(run.recipe.dial, rows, target.accuracy, target.tokens)
-    taken = rows[choice.index]
+    taken, setting = rows[choice.index], list(members)[choice.index]
     told = {
-        "version": 1,
+        "version": 2,
         "questions": len(questions),
         "long": {"accuracy": target.accuracy, "tokens": target.tokens},
         "members": rows,
@@ -82,13 +85,13 @@ def choose_member(run: Run, members: Mapping[float, Coefficients]) -> float:
     write_json(folder / FRONTIER, told)
     plot_dial(told, folder / "frontier.png")
     run.say(
-        f"dial: of {len(rows)} members price {taken['price']:g} is taken ({wish}): "
+        f"dial: of {len(rows)} members {setting.name} is taken ({wish}): "
         f"{100 * taken['accuracy']:.1f} % at {taken['tokens']:.1f} tokens on {len(questions)} unseen calibration "
         f"questions; Long has {100 * target.accuracy:.1f} % at {target.tokens:.1f}"
     )
     if not choice.met:
-        run.say("WARNING: no member does what is wished; this one is nearest to it. Add other `dial.prices`.")
-    return float(taken["price"])
+        run.say("WARNING: no member does what is wished; this one is nearest to it. Add other prices or budgets.")
+    return setting
 
 
 def _wished(dial: Dial, rows: list[dict[str, Any]], long_accuracy: float, long_tokens: float) -> tuple[Choice, str]:
@@ -106,10 +109,10 @@ def _wished(dial: Dial, rows: list[dict[str, Any]], long_accuracy: float, long_t
     return cheapest_above(accuracy, tokens, least), f"at most {points:g} points below Long"
 
 
-def member_row(run: Run, price: float, coefficients: Coefficients, folder: Path) -> Row:
+def member_row(run: Run, setting: Setting, coefficients: Coefficients, folder: Path) -> Row:
     """A member of the family as a model to measure; its GGUF file stands in `folder` for so long."""
-    recipe, name = run.recipe, f"Price {price:g}"
-    file = folder / f"member-{price:g}.gguf"
+    recipe, name = run.recipe, setting.name.capitalize()
+    file = folder / f"member-{setting.stem}.gguf"
     parents = " ".join(identity(parent) for parent in parent_folders(recipe))
     made_from = json.dumps(
         [parents, coefficients.model_dump(), recipe.merge.dtype, recipe.merge.donor, recipe.export.type]
@@ -117,20 +120,20 @@ def member_row(run: Run, price: float, coefficients: Coefficients, folder: Path)
     return Row(name, "member", None, file, partial(write_coefficients_gguf, run, coefficients, file, name), made_from)
 
 
-def other_members(run: Run) -> dict[float, Coefficients]:
-    """The fitted members that were not taken, by price; none without `dial.prices`."""
+def other_members(run: Run) -> dict[Setting, Coefficients]:
+    """The fitted members that were not taken; none without a dial."""
     from rpam_lite.fit.coefficients import load
 
-    if not run.recipe.dial.prices or run.recipe.merge.method != OURS:
+    if not run.recipe.dial.settings or run.recipe.merge.method != OURS:
         return {}
     told = read_json(run.of("fit") / FRONTIER, "the dial's frontier")
-    prices = [row["price"] for i, row in enumerate(told["members"]) if i != told["index"]]
-    return {price: load(member_folder(run, price) / "coefficients.json") for price in prices}
+    settings = [Setting(row["kind"], row["value"]) for i, row in enumerate(told["members"]) if i != told["index"]]
+    return {setting: load(member_folder(run, setting) / "coefficients.json") for setting in settings}
 
 
-def member_folder(run: Run, price: float) -> Path:
+def member_folder(run: Run, setting: Setting) -> Path:
     """Where a member's coefficients and log are."""
-    return run.of("fit") / "members" / f"price-{price:g}"
+    return run.of("fit") / "members" / setting.stem
 
 
 def _measured(run: Run, rows: list[Row], asking: Asking) -> list[list[Record]]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rpam_lite.checkpoint.files import write_json
 from rpam_lite.errors import RpamError
 from rpam_lite.pipeline.capturing import SCRATCH
+from rpam_lite.pipeline.deciding import decided_members
 from rpam_lite.pipeline.dial import choose_member, member_folder, unseen_questions
 from rpam_lite.pipeline.memory import advice
 from rpam_lite.pipeline.release import fit_as_released
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from rpam_lite.fit.coefficients import Coefficients
     from rpam_lite.fit.problem import Problem, Reducer
     from rpam_lite.fit.setup import Planned
-    from rpam_lite.recipe import Fit
+    from rpam_lite.recipe import Fit, Setting
 
     Fitted = tuple[Coefficients, dict[str, Any]]  # with the contents of fit.json
 
@@ -39,12 +40,12 @@ def run_fit(run: Run) -> None:
                 raise RpamError("`fit.preset: release` fits in one process; run `rpam fit` without torchrun.")
             members: dict[float | None, Fitted] = {None: fit_as_released(run)}
         else:
-            if run.recipe.dial.prices:
+            if run.recipe.dial.settings:
                 unseen_questions(run)  # or nothing could be chosen at the end
             members = fit_share(run, group.rank, group.world, group.reduce)
     if group.rank:
         return
-    fitted, log = members[None] if None in members else _take_member(run, members)
+    fitted, log = _take_member(run, _family(run, members)) if run.recipe.dial.settings else members[None]
     if run.recipe.fit.preset != "release":
         _say_result(run, log)
     coefficients.save(fitted, run.of("fit") / "coefficients.json")
@@ -53,24 +54,34 @@ def run_fit(run: Run) -> None:
     shutil.rmtree(run.of("fit") / SCRATCH, ignore_errors=True)  # now only: the dial could be interrupted
 
 
-def _take_member(run: Run, members: dict[float | None, Fitted]) -> Fitted:
+def _family(run: Run, members: dict[float | None, Fitted]) -> dict[Setting, Fitted]:
+    """The members of the dial: one fit each, or the one fit with a decision row each."""
+    from rpam_lite.recipe import Setting
+
+    if not run.recipe.dial.decides:
+        return {Setting("price", price): fitted for price, fitted in members.items() if price is not None}
+    fitted, log = members[None]
+    return {setting: (own, log | {"decision": told}) for setting, (own, told) in decided_members(run, fitted).items()}
+
+
+def _take_member(run: Run, family: dict[Setting, Fitted]) -> Fitted:
     """Keep every member of the family, and give the one that the dial chooses."""
     from rpam_lite.fit import coefficients
 
-    family = {price: fitted for price, fitted in members.items() if price is not None}
-    for price, (fitted, log) in family.items():
-        folder = member_folder(run, price)
+    for setting, (fitted, log) in family.items():
+        folder = member_folder(run, setting)
         folder.mkdir(parents=True, exist_ok=True)
         coefficients.save(fitted, folder / "coefficients.json")
         write_json(folder / "fit.json", log)
-    return family[choose_member(run, {price: fitted for price, (fitted, _) in family.items()})]
+    return family[choose_member(run, {setting: fitted for setting, (fitted, _) in family.items()})]
 
 
 def fit_share(run: Run, rank: int, world: int, reduce: Reducer) -> dict[float | None, Fitted]:
     """Fit on every `world`-th question from `rank` on; all processes together fit on all of them.
 
     Returns:
-        By price (None without prices) the coefficients and the contents of fit.json, the same in every process.
+        By price (None without prices, and where a row decides) the coefficients and the contents of fit.json, the
+        same in every process.
     """
     import torch
 
@@ -122,13 +133,16 @@ def _shares(
 
     from rpam_lite.fit.batches import question_shares
     from rpam_lite.fit.setup import open_stores
-    from rpam_lite.fit.shares import loss_of_the_other_parent, priced_shares
+    from rpam_lite.fit.shares import answer_shares, loss_of_the_other_parent, priced_shares
 
     is_long, long_weight = problem.questions.is_long, run.recipe.fit.long_weight
-    if not run.recipe.dial.prices:
+    if not run.recipe.dial.settings:
         return {None: question_shares(problem.questions, long_weight)}
-    weights = {price: torch.tensor(found) for price, found in sorted(calibration_traces(run).weights.items())}
-    for price, found in weights.items():
+    weights = {price: torch.tensor(found) for price, found in calibration_traces(run).weights.items()}
+    if run.recipe.dial.decides:
+        return {None: answer_shares(weights[None], is_long, long_weight)}
+    prices = {price: found for price, found in weights.items() if price is not None}
+    for price, found in prices.items():
         if not found.any():
             raise RpamError(f"`dial.prices` {price:g}: at this price no calibration question weighs anything; drop it.")
     way = planned.plan.way
@@ -137,7 +151,7 @@ def _shares(
     for name, side in (("long", is_long), ("short", ~is_long)):
         if side.any():
             run.say(f"the other parent loses {other[side][0]:.2f} on traces that select {name}")
-    return {price: priced_shares(found, is_long, long_weight, other) for price, found in weights.items()}
+    return {price: priced_shares(found, is_long, long_weight, other) for price, found in prices.items()}
 
 
 def _fit_member(

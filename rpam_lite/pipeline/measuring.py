@@ -121,8 +121,10 @@ def write_coefficients_gguf(run: Run, coefficients: Coefficients, file: Path, na
 
     from export.gguf.write import write_gguf
     from rpam_lite.merge.apply import MergedSource
+    from rpam_lite.merge.decision import with_decision
 
     recipe = run.recipe
     long, short, donor = run.pair()
-    source = MergedSource(long, short, coefficients.of, getattr(torch, recipe.merge.dtype))
-    write_gguf(source, donor.config, donor.folder, file, recipe.export.type, name)
+    merged = MergedSource(long, short, coefficients.of, getattr(torch, recipe.merge.dtype))
+    source, config = with_decision(merged, donor.config, coefficients.decision)
+    write_gguf(source, config, donor.folder, file, recipe.export.type, name)

@@ -19,6 +19,7 @@ from rpam_lite.recipe import OURS
 
 if TYPE_CHECKING:
     from rpam_lite.merge.apply import MergedSource, MethodSource
+    from rpam_lite.merge.decision import DecidingSource
 
 
 def run_merge(run: Run) -> None:
@@ -96,14 +97,15 @@ def _made_from(run: Run) -> dict[str, Any]:
     }
 
 
-def merged_source(run: Run) -> tuple[MergedSource | MethodSource, dict[str, Any], Path]:
-    """The merge as a tensor source, a copy of the donor's config, and the donor's folder."""
+def merged_source(run: Run) -> tuple[MergedSource | DecidingSource | MethodSource, dict[str, Any], Path]:
+    """The merge as a tensor source, its config, and the donor's folder."""
     import torch
 
     from rpam_lite.checkpoint.pair import aligned, open_parent
     from rpam_lite.device import choose_device
     from rpam_lite.fit import coefficients
     from rpam_lite.merge.apply import MergedSource, MethodSource
+    from rpam_lite.merge.decision import with_decision
     from rpam_lite.merge.methods import method_of
 
     recipe = run.recipe
@@ -112,7 +114,8 @@ def merged_source(run: Run) -> tuple[MergedSource | MethodSource, dict[str, Any]
     long, short, donor = run.pair()
     if recipe.merge.method == OURS:
         fitted = coefficients.load(run.of("fit") / "coefficients.json")
-        return MergedSource(long, short, fitted.of, dtype, device), dict(donor.config), donor.folder
+        merged = MergedSource(long, short, fitted.of, dtype, device)
+        return *with_decision(merged, donor.config, fitted.decision), donor.folder
     method, options = method_of(recipe.merge.method, recipe.merge.options)
     base = None
     if "base" in method.needs:

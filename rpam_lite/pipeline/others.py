@@ -11,6 +11,8 @@ from rpam_lite.pipeline.stage import Run, is_done, parent_names
 from rpam_lite.pipeline.trip import STAGES
 from rpam_lite.recipe import OURS
 
+_WITHOUT_ROW = "set `dial.by: fit` in the recipe, or take the `dial` out, and `rpam run` again."
+
 
 def _require_fit(run: Run) -> None:
     """Coefficients of another recipe would give another merge without a word."""
@@ -36,6 +38,8 @@ def write_mergekit(run: Run, file: Path) -> None:
     if recipe.merge.method != OURS:
         raise RpamError(f"`merge.method` {recipe.merge.method!r}: only fitted coefficients are written for mergekit.")
     fitted = coefficients.load(run.of("fit") / "coefficients.json")
+    if fitted.decision is not None:
+        raise RpamError(f"The merge has a decision row, for which mergekit has no place; {_WITHOUT_ROW}")
     long, short, donor = run.pair()
     if not (long.as_stored and short.as_stored):
         raise RpamError(
@@ -74,8 +78,10 @@ def write_adapter(run: Run, folder: Path, over: str, rank: int, floor: float) ->
     if over not in ("long", "short"):
         raise RpamError(f"--over {over}: must be long or short.")
     _require_fit(run)
-    merged, _, _ = merged_source(run)
+    merged, config, _ = merged_source(run)
     long, short, donor = run.pair()
+    if config.get("tie_word_embeddings") != donor.config.get("tie_word_embeddings"):
+        raise RpamError(f"The merge's head is a tensor of its own, and the parents' is their embedding; {_WITHOUT_ROW}")
     parent = long if over == "long" else short
     if not parent.as_stored:
         raise RpamError(f"--over {over}: is an adapter itself; an adapter needs a whole checkpoint below it.")

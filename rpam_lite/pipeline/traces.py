@@ -18,32 +18,41 @@ class Traces:
     """What capture and fit read.
 
     Attributes:
-        chosen: The traces; under `dial.prices` a question may stand twice, with either parent's answer.
+        chosen: The traces; under a dial a question may stand twice, with either parent's answer.
         questions: Their token ids and kept positions.
-        weights: By price the weight of every trace; empty without prices.
+        weights: The weight of every trace: by price under a dial `by: fit`, under None under one by decision; empty
+            without a dial.
     """
 
     chosen: list[LabelledQuestion]
     questions: CalibrationSet
-    weights: dict[float, list[float]]
+    weights: dict[float | None, list[float]]
 
 
 def calibration_traces(run: Run) -> Traces:
     """The labelled questions that the recipe chooses, with the answers that its prices select."""
     from rpam_lite.patterns.label import labelled
-    from rpam_lite.patterns.price import family
+    from rpam_lite.patterns.price import both_answers, family
     from rpam_lite.streaming.capture import calibration_set, choose_questions
 
-    settings, prices = run.recipe.capture, run.recipe.dial.prices
-    aside = set(unseen_keys(run)) if prices else set()
-    rows = [row for row in pattern_rows(run) if row["key"] not in aside]
+    settings, dial = run.recipe.capture, run.recipe.dial
+    rows = seen_rows(run)
     chosen = choose_questions(labelled(rows), settings.questions_per_class, run.recipe.seed)
-    weights: dict[float, list[float]] = {}
-    if prices:
-        wanted = {question.key for question in chosen}
-        found = family([row for row in rows if row["key"] in wanted], prices)
-        chosen, weights = found.traces, found.weights
+    weights: dict[float | None, list[float]] = {}
+    wanted = {question.key for question in chosen}
+    if dial.decides:
+        chosen, weights[None] = both_answers([row for row in rows if row["key"] in wanted])
+    elif dial.settings:
+        found = family([row for row in rows if row["key"] in wanted], sorted(dial.prices))
+        chosen = found.traces
+        weights = dict(found.weights.items())
     return Traces(chosen, calibration_set(chosen, settings), weights)
+
+
+def seen_rows(run: Run) -> list[dict[str, Any]]:
+    """The rows of patterns.jsonl that the fit may read: all, but under a dial those that it sets aside."""
+    aside = set(unseen_keys(run)) if run.recipe.dial.settings else set()
+    return [row for row in pattern_rows(run) if row["key"] not in aside]
 
 
 def unseen_keys(run: Run) -> list[str]:

@@ -24,7 +24,7 @@ from rpam_lite.pipeline.stage import (
     removed_files,
     why_not_done,
 )
-from rpam_lite.recipe import OURS, Recipe, with_dial
+from rpam_lite.recipe import OURS, Dial, Recipe, with_dial
 
 
 def _merged_folders(recipe: Recipe) -> list[Path]:
@@ -39,6 +39,12 @@ def _fits(recipe: Recipe) -> bool:
 
 def _everything(recipe: Recipe) -> list[Path]:
     return [*_merged_folders(recipe), recipe.label.file, recipe.eval.file]
+
+
+def _captured(dial: Dial) -> dict[str, Any] | None:
+    """What the choice of traces depends on; where a row decides, no price does."""
+    keys = {"by", "questions"} if dial.decides else {"by", "questions", "prices"}
+    return dial.model_dump(include=keys) if dial.settings else None
 
 
 def _measured(recipe: Recipe) -> list[Any]:
@@ -89,7 +95,7 @@ _ORDER = (
             "merge.donor": r.merge.donor,
             "memory": r.memory.model_dump(),
             "capture": r.capture.model_dump(),
-            "dial.prices": r.dial.prices,
+            "dial": _captured(r.dial),
         },
         parent_folders,
         capturing.run_capture,
@@ -106,7 +112,7 @@ _ORDER = (
             "memory": r.memory.model_dump(),
             "fit": r.fit.model_dump(),
             "dial": r.dial.model_dump(),
-            "how the dial measures": _measured(r) if r.dial.prices else None,
+            "how the dial measures": _measured(r) if r.dial.settings else None,
         },
         parent_folders,
         fitting.run_fit,
@@ -181,7 +187,7 @@ _ORDER = (
             "version of the grader": GRADER_VERSION,
             "version of the records": RECORD_VERSION,
             "merge": r.merge.model_dump(),
-            "prices of the dial": r.dial.prices,
+            "members of the dial": [setting.name for setting in r.dial.settings],
             "eval": r.eval.model_dump(exclude={"questions"}),
         },
         lambda r: [*parent_folders(r), r.eval.file],
@@ -265,18 +271,19 @@ def require_files(needed: str, name: str, run: Run) -> None:
     raise RpamError(f"{run.of(needed)}: {why}, and {name!r} needs its files; run `rpam {needed}` or `rpam run` first.")
 
 
-def fit_family(run: Run, prices: str, wish: Mapping[str, float | None]) -> None:
-    """Fit the members of these prices and choose one, capturing first what they need.
+def fit_family(run: Run, prices: str | None, budgets: str | None, wish: Mapping[str, float | None]) -> None:
+    """Fit the members of these prices and budgets and choose one, capturing first what they need.
 
     Args:
         run: The run.
-        prices: Numbers with commas between them.
+        prices: Numbers with commas between them; none if None.
+        budgets: The same.
         wish: What the member must do, by the recipe's names under `dial`.
 
     Raises:
-        RpamError: The prices are none, or the labels are not done.
+        RpamError: They are no such numbers, or the labels are not done.
     """
-    recipe = with_dial(run.recipe, prices, wish)
+    recipe = with_dial(run.recipe, prices, budgets, wish)
     priced = replace(run, recipe=recipe)
     if not is_done(STAGES["capture"], STAGES, priced) or removed_files("capture", priced):
         run_one("capture", priced)

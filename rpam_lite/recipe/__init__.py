@@ -1,6 +1,6 @@
 """A recipe: what a user edits, one YAML file for a pair of models. Its schema, and how it is found and read."""
 
-from rpam_lite.recipe.fitting import Capture, Dial, Fit, Memory, Release
+from rpam_lite.recipe.fitting import Capture, Dial, Fit, Memory, Release, Setting
 from rpam_lite.recipe.load import find_recipe, load_recipe, shipped_folder, with_dial
 from rpam_lite.recipe.schema import OURS, Eval, Export, Fields, Label, Merge, Ollama, Parents, Quantize, Recipe
 from rpam_lite.recipe.values import QuestionSets, parse_size
@@ -22,6 +22,7 @@ __all__ = [
     "QuestionSets",
     "Recipe",
     "Release",
+    "Setting",
     "find_recipe",
     "load_recipe",
     "parse_size",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
@@ -85,8 +85,11 @@ class Fit(Section):
     likelihood_weight: NonNegative = Field(0.0, description="of the selected answer's negative log-likelihood")
     entropy_weight: NonNegative = Field(0.0, description="of the entropy of the merge's own next-token distributions")
     output_temperature: float = Field(1.0, gt=0, description="tau of the output contrast, in nats")
-    kl_form: Literal["sequence", "mean"] = Field(
-        "sequence", description="sum over the answer's tokens, its divergence as a whole; or their mean"
+    kl_form: Literal["auto", "sequence", "mean", "execution"] = Field(
+        "auto",
+        description="sequence: sum over the answer's tokens, its divergence as a whole; mean: their mean; execution: "
+        "log(1 + the sum without the first token), which a decision row sees to; auto: execution under a dial "
+        "`by: decision`, else sequence",
     )
     decision_share: Share = Field(
         0.5, description="of `kl_form: mean`: share of the answer's first token; 0 weighs all tokens alike"
@@ -109,6 +112,11 @@ class Fit(Section):
     lower: float = Field(0.0, description="lambda is kept at or above this")
     upper: float = Field(1.0, description="lambda is kept at or below this")
 
+    @property
+    def form(self) -> Literal["sequence", "mean", "execution"]:
+        """What `kl_form` stands for where no dial decides."""
+        return "sequence" if self.kl_form == "auto" else self.kl_form
+
     @model_validator(mode="before")
     @classmethod
     def _preset_fills_in(cls, raw: object) -> object:
@@ -130,11 +138,41 @@ class Fit(Section):
         return self
 
 
-class Dial(Section):
-    """A family of merges, one for each price of a token, of which the best for a wish is taken."""
+class Setting(NamedTuple):
+    """Which member of a dial's family: by a price of a token, or by a budget of tokens."""
 
+    kind: Literal["price", "budget"]
+    value: float
+
+    @property
+    def name(self) -> str:
+        """In words: `price 100`, `budget 60 %`."""
+        return f"price {self.value:g}" if self.kind == "price" else f"budget {100 * self.value:g} %"
+
+    @property
+    def label(self) -> str:
+        """As a picture has it: `100`, `60 %`."""
+        return self.name.partition(" ")[2]
+
+    @property
+    def stem(self) -> str:
+        """As part of a file's name: `price-100`, `budget-0.6`."""
+        return f"{self.kind}-{self.value:g}"
+
+
+class Dial(Section):
+    """A family of merges, one for each price or budget of tokens, of which the best for a wish is taken."""
+
+    by: Literal["decision", "fit"] = Field(
+        "decision",
+        description="decision: one fit of how both parents answer, and for each member a row of the output head that "
+        "decides which questions to think about; fit: a fit of all lambdas for each price",
+    )
     prices: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] = Field(
-        (), description="points of accuracy that 1000 tokens must be worth; without any, one merge by the labels"
+        (), description="points of accuracy that 1000 tokens must be worth; without any member, one merge by the labels"
+    )
+    budgets: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
+        (), description="shares of Long's mean tokens that an answer may have on average; `by: decision` alone"
     )
     questions: Positive = Field(
         256, description="calibration questions set aside to choose on, a third of each level at most"
@@ -146,12 +184,26 @@ class Dial(Section):
         None, description="take the cheapest that loses at most so many points to Long; 1 where neither is given"
     )
 
+    @property
+    def settings(self) -> tuple[Setting, ...]:
+        """Every member, the prices first."""
+        return (*(Setting("price", p) for p in self.prices), *(Setting("budget", b) for b in self.budgets))
+
+    @property
+    def decides(self) -> bool:
+        """Whether the members differ in a decision row."""
+        return self.by == "decision" and bool(self.settings)
+
     @model_validator(mode="after")
     def _one_wish(self) -> Dial:
-        if self.model_fields_set - {"prices"} and not self.prices:
-            raise ValueError("`prices` is missing: without a family there is nothing to choose from")
+        if self.by == "fit" and self.budgets:
+            raise ValueError("`budgets` needs `by: decision`: a fit promises no number of tokens; give `prices`")
+        if self.model_fields_set - {"prices", "budgets"} and not self.settings:
+            raise ValueError("`prices` or `budgets` is missing: without a family there is nothing to choose from")
         if self.max_tokens_share is not None and self.max_points_below_long is not None:
             raise ValueError("give `max_tokens_share` or `max_points_below_long`, not both")
-        if len(set(self.prices)) < len(self.prices):
-            raise ValueError(f"`prices` {list(self.prices)} holds one twice")
+        for name in ("prices", "budgets"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"`{name}` {list(values)} holds one twice")
         return self

@@ -16,25 +16,32 @@ from rpam_lite.recipe.schema import Parents, Recipe
 from rpam_lite.recipe.values import QuestionSets
 
 
-def with_dial(recipe: Recipe, prices: str, wish: Mapping[str, float | None]) -> Recipe:
+def with_dial(recipe: Recipe, prices: str | None, budgets: str | None, wish: Mapping[str, float | None]) -> Recipe:
     """The recipe with another dial, as the command line gives it.
 
     Args:
         recipe: What to change.
-        prices: Numbers with commas between them.
+        prices: Numbers with commas between them; none if None.
+        budgets: The same.
         wish: By the names of `dial`; None where not given.
 
     Raises:
-        RpamError: The prices are not such numbers, or the recipe has no place for them.
+        RpamError: They are not such numbers, or the recipe has no place for them.
     """
+    given = {"prices": _numbers("--price", prices), "budgets": _numbers("--budget", budgets)}
     try:
-        given = [float(price) for price in prices.split(",")]
         dial = {**recipe.dial.model_dump(), "max_tokens_share": None, "max_points_below_long": None}
-        return Recipe.model_validate({**vars(recipe), "dial": {**dial, **wish, "prices": given}})
+        return Recipe.model_validate({**vars(recipe), "dial": {**dial, **wish, **given}})
     except ValidationError as error:
-        raise RpamError(f"--price {prices}: {_all_mistakes(error)}") from None
+        told = " ".join(f"{o} {t}" for o, t in (("--price", prices), ("--budget", budgets)) if t is not None)
+        raise RpamError(f"{told}: {_all_mistakes(error)}") from None
+
+
+def _numbers(option: str, text: str | None) -> list[float]:
+    try:
+        return [float(number) for number in text.split(",")] if text is not None else []
     except ValueError:
-        raise RpamError(f"--price {prices}: must be numbers with commas between them, as 0,50,200.") from None
+        raise RpamError(f"{option} {text}: must be numbers with commas between them, as 0.2,0.5.") from None
 
 
 def load_recipe(path: Path) -> Recipe:

@@ -198,8 +198,20 @@ class Recipe(Section):
     ollama: Ollama = Ollama()
     eval: Eval
 
+    @property
+    def objective(self) -> Fit:
+        """`fit`, with the `kl_form` that the dial asks for where it says none."""
+        decides = self.dial.decides and self.fit.kl_form == "auto"
+        return self.fit.model_copy(update={"kl_form": "execution"}) if decides else self.fit
+
     @model_validator(mode="after")
-    def _prices_are_read(self) -> Recipe:
-        if self.dial.prices and self.fit.preset in ("adamerging", "release"):
-            raise ValueError(f"`dial.prices` is not read under `fit.preset: {self.fit.preset}`; take one of them out")
+    def _dial_and_fit_go_together(self) -> Recipe:
+        dial, fit = self.dial, self.fit
+        if dial.settings and fit.preset in ("adamerging", "release"):
+            key = "prices" if dial.prices else "budgets"
+            raise ValueError(f"`dial.{key}` is not read under `fit.preset: {fit.preset}`; take one of them out")
+        if fit.kl_form == "execution" and not dial.decides:
+            raise ValueError(
+                "`fit.kl_form: execution` leaves the choice between long and short to a dial `by: decision`; add one"
+            )
         return self

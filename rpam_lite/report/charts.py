@@ -68,7 +68,7 @@ def frontier(report: Report) -> Chart:
     members = [r for r in rows if r["kind"] == "member"]
     for row in members:
         parts.append(mark(place[row["name"]], "dot", "merge", _told(row)))
-    named = [(place[r["name"]], r["name"].removeprefix("Price ")) for r in members]
+    named = [(place[r["name"]], r["name"].partition(" ")[2]) for r in members]
     parts += _labels(named, [place[r["name"]] for r in (curve[0], curve[-1], *merges, *curve[1:-1])])
     told = "; ".join(_told(row) for row in rows)
     parents = (curve[0], curve[-1])
@@ -77,7 +77,7 @@ def frontier(report: Report) -> Chart:
     legend.append((swatch("", "scalar", "line dashed"), "a coin tossed between both parents"))
     legend += [(swatch(s, "merge", ""), r["name"]) for r, s in zip(merges, _shapes(merges), strict=True)]
     if members:
-        legend.append((swatch("dot", "merge", ""), "other merges of the family, price beside them"))
+        legend.append((swatch("dot", "merge", ""), "other merges of the family, their dial beside them"))
     title = "Accuracy against tokens"
     return Chart(title, picture("frontier", title, f"Higher and further left is better. {told}.", parts), legend)
 
@@ -113,7 +113,7 @@ def fit_curves(log: FitLog) -> list[Chart]:
 
 def dial(told: Mapping[str, Any]) -> Chart:
     """The family of merges on unseen calibration questions, the one taken with a ring around it."""
-    members = sorted(told["members"], key=lambda m: m["price"])
+    members = sorted(told["members"], key=lambda m: m["tokens"])
     bounds = [m["intervals"] for m in members]
     x = across([m["tokens"] for m in [*members, told["long"]]] + [v for b in bounds for v in b["tokens"]])
     y = upwards([100 * v for b in bounds for v in b["pass@1"]] + [100 * told["long"]["accuracy"]])
@@ -123,15 +123,18 @@ def dial(told: Mapping[str, Any]) -> Chart:
         low, high = (y(100 * v) for v in member["intervals"]["pass@1"])
         parts.append(line([(at, low), (at, high)], "whisker merge"))
     parts.append(line(place, "line merge"))
-    words = [f"price {m['price']:g}: {100 * m['accuracy']:.1f} % at {m['tokens']:.1f} tokens" for m in members]
+    words = [f"{m['name']}: {100 * m['accuracy']:.1f} % at {m['tokens']:.1f} tokens" for m in members]
     parts += [mark(at, "circle", "merge", word) for at, word in zip(place, words, strict=True)]
-    parts += _labels([(at, f"{m['price']:g}") for at, m in zip(place, members, strict=True)], [])
+    parts += _labels([(at, m["label"]) for at, m in zip(place, members, strict=True)], [])
     taken = told["members"][told["index"]]
     parts.append(mark((x(taken["tokens"]), y(100 * taken["accuracy"])), "ring", "merge", "the one taken"))
     long = told["long"]
     long_word = f"Long: {100 * long['accuracy']:.1f} % at {long['tokens']:.1f} tokens"
     parts.append(mark((x(long["tokens"]), y(100 * long["accuracy"])), _SHAPE["Long"], "long solid", long_word))
-    legend = [(swatch("circle", "merge"), "merges, price beside them"), (swatch("ring", "merge", ""), "the one taken")]
+    legend = [
+        (swatch("circle", "merge"), "merges, price or budget beside them"),
+        (swatch("ring", "merge", ""), "the one taken"),
+    ]
     legend.append((swatch(_SHAPE["Long"], "long solid", ""), "Long"))
     title = "The family on unseen calibration questions"
     return Chart(title, picture("dial", title, "; ".join([*words, long_word]) + ".", parts), legend)

@@ -47,13 +47,13 @@ def plot_coefficients(values: dict[str, float], path: Path) -> None:
 def plot_dial(told: dict[str, Any], path: Path) -> None:
     """The family of merges on unseen calibration questions: accuracy against tokens, with 95 % intervals."""
     figure, axes = plt.subplots(figsize=(7, 4.8), layout="constrained")
-    members = sorted(told["members"], key=lambda row: row["price"])
+    members = sorted(told["members"], key=lambda row: row["tokens"])
     tokens, accuracy = [row["tokens"] for row in members], [100 * row["accuracy"] for row in members]
     spread = [[abs(100 * row["intervals"]["pass@1"][i] - 100 * row["accuracy"]) for row in members] for i in (0, 1)]
-    axes.errorbar(tokens, accuracy, yerr=spread, color=_MERGE, marker="o", capsize=3, label="merges, by price")
+    axes.errorbar(tokens, accuracy, yerr=spread, color=_MERGE, marker="o", capsize=3, label="merges, by dial")
     for row in members:
         place = (row["tokens"], 100 * row["accuracy"])
-        axes.annotate(f"{row['price']:g}", place, textcoords="offset points", xytext=(6, -10), fontsize=8)
+        axes.annotate(row["label"], place, textcoords="offset points", xytext=(6, -10), fontsize=8)
     taken = told["members"][told["index"]]
     axes.plot(
         taken["tokens"], 100 * taken["accuracy"], "o", markersize=13, fillstyle="none", color=_MERGE, label="taken"

@@ -81,7 +81,10 @@ def make_run(
     if dial:
         members = [
             {
-                "price": price,
+                "kind": "price",
+                "value": price,
+                "name": f"price {price:g}",
+                "label": f"{price:g}",
                 "accuracy": 0.9,
                 "tokens": tokens,
                 "long": 0.5,
@@ -89,7 +92,7 @@ def make_run(
             }
             for price, tokens in ((0.0, 30.0), (100.0, 20.0))
         ]
-        told = {"version": 1, "questions": 9, "long": {"accuracy": 1.0, "tokens": 31.0}, "members": members}
+        told = {"version": 2, "questions": 9, "long": {"accuracy": 1.0, "tokens": 31.0}, "members": members}
         write_json(
             run / "fit" / "frontier.json", told | {"wish": "at most 1 points below Long", "index": 1, "met": False}
         )

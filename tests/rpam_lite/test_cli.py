@@ -106,8 +106,9 @@ def test_two_processes_do_not_work_in_one_run_folder(tmp_path: Path, pair: Path)
 
 def test_the_dials_wish_needs_prices(tmp_path: Path, pair: Path) -> None:
     file = recipe(tmp_path, pair)
-    refused(rpam_here("fit", file, "--max-tokens-share", "0.5", cwd=tmp_path), "give --price too")
+    refused(rpam_here("fit", file, "--max-tokens-share", "0.5", cwd=tmp_path), "give --price or --budget too")
     refused(rpam_here("fit", file, "--price", "cheap", cwd=tmp_path), "--price cheap: must be numbers")
+    refused(rpam_here("fit", file, "--budget", "1.5", cwd=tmp_path), "--budget 1.5: ")
 
 
 def test_a_run_folder_that_cannot_be_written(tmp_path: Path, pair: Path) -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from quant.frontier import cheapest_above, most_accurate_within
 from rpam_lite.errors import RpamError
-from rpam_lite.patterns.price import family, priced, regret, set_aside
+from rpam_lite.patterns.price import both_answers, family, priced, regret, set_aside
 from rpam_lite.patterns.rule import Score, cost
-from rpam_lite.recipe import Dial, Fit, load_recipe, with_dial
+from rpam_lite.recipe import Dial, Fit, Recipe, Setting, load_recipe, with_dial
 from tests.conftest import ROOT
 
 
@@ -100,20 +101,60 @@ def test_the_wish_is_met_where_it_can_be() -> None:
 
 def test_the_command_lines_dial_takes_the_recipes_place() -> None:
     recipe = load_recipe(ROOT / "recipes/tiny.yaml")
-    found = with_dial(recipe, "0,50", {"max_tokens_share": 0.5})
-    assert (found.dial.prices, found.dial.max_tokens_share) == ((0, 50), 0.5)
+    found = with_dial(recipe, "0,50", None, {"max_tokens_share": 0.5})
+    assert (found.dial.prices, found.dial.budgets, found.dial.max_tokens_share) == ((0, 50), (), 0.5)
     assert found.parents == recipe.parents
+    assert with_dial(recipe, None, "0.5,1", {}).dial.settings == (Setting("budget", 0.5), Setting("budget", 1))
     for wrong in ("a", "1,1", "-1", "nan", "inf", ""):
         with pytest.raises(RpamError, match="--price"):
-            with_dial(recipe, wrong, {})
+            with_dial(recipe, wrong, None, {})
+        with pytest.raises(RpamError, match="--budget"):
+            with_dial(recipe, None, wrong, {})
     with pytest.raises(RpamError, match="not both"):
-        with_dial(recipe, "1", {"max_tokens_share": 0.5, "max_points_below_long": 1.0})
+        with_dial(recipe, "1", None, {"max_tokens_share": 0.5, "max_points_below_long": 1.0})
+
+
+def test_a_member_has_a_name_for_every_place() -> None:
+    dial = Dial(prices=(100,), budgets=(0.6,), max_tokens_share=0.5)
+    assert [(s.name, s.label, s.stem) for s in dial.settings] == [
+        ("price 100", "100", "price-100"),
+        ("budget 60 %", "60 %", "budget-0.6"),
+    ]
+    assert dial.decides
+    assert not Dial(prices=(100,), by="fit").decides
+    assert not Dial().decides
+
+
+def test_where_a_row_decides_the_fit_is_of_how_both_parents_answer() -> None:
+    recipe = load_recipe(ROOT / "recipes/tiny.yaml")
+    assert recipe.dial.decides
+    assert (recipe.objective.form, recipe.fit.form) == ("execution", "sequence")
+    raw = yaml.safe_load((ROOT / "recipes/tiny.yaml").read_text(encoding="utf-8"))
+    cases: list[tuple[dict[str, Any], str, str]] = [
+        ({"prices": [1], "by": "fit"}, "auto", "sequence"),
+        ({"prices": [1]}, "mean", "mean"),
+    ]
+    for dial, form, found in cases:
+        changed = Recipe.model_validate(raw | {"dial": dial, "fit": {"kl_form": form}})
+        assert changed.objective.form == found
+    for dial, _, _ in ({}, "", ""), cases[0]:
+        with pytest.raises(ValueError, match="execution` leaves the choice"):
+            Recipe.model_validate(raw | {"dial": dial, "fit": {"kl_form": "execution"}})
+
+
+def test_both_parents_answers_weigh_as_often_as_they_are_right() -> None:
+    rows = [row(4, 1, key="a"), row(2, 0, key="b"), row(4, 0, key="c") | {"samples_short": 0}]
+    traces, weights = both_answers(rows)
+    assert [(t.key, t.label) for t in traces] == [("a", "long"), ("a", "short"), ("b", "long"), ("c", "long")]
+    assert weights == [1.0, 0.25, 0.5, 1.0]
 
 
 @pytest.mark.parametrize(
     ("section", "given", "told"),
     [
-        (Dial, {"max_tokens_share": 0.5}, "`prices` is missing"),
+        (Dial, {"max_tokens_share": 0.5}, "`prices` or `budgets` is missing"),
+        (Dial, {"budgets": [0.5], "by": "fit"}, "`budgets` needs `by: decision`"),
+        (Dial, {"budgets": [0.5, 0.5]}, "holds one twice"),
         (Fit, {"learning_rate": 0.1}, "optimizer: adam"),
         (Fit, {"temperature": 0.2}, "contrastive_weight"),
         (Fit, {"output_temperature": 0.2}, "output_contrast_weight"),

@@ -168,7 +168,7 @@ def test_text_on_every_colour_can_be_read(colours: Any) -> None:
 
 def test_the_dial_is_shown_where_a_family_was_fitted(tmp_path: Path) -> None:
     tree = parsed(page(report_of(*make_run(tmp_path / "a", dial=True))))
-    assert "other merges of the family, price beside them" in words(section(tree, "results"))
+    assert "other merges of the family, their dial beside them" in words(section(tree, "results"))
     with_family = words(section(tree, "fit"))
     assert "100 (taken)" in with_family
     assert "at most 1 points below Long. No member does that" in with_family

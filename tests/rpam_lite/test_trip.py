@@ -257,15 +257,54 @@ def test_the_release_preset_goes_all_the_way(trip: Path, tmp_path: Path) -> None
     assert "not read under this preset: `fit.granularity`" in output
 
 
-def test_a_family_is_fitted_in_one_go_and_one_member_is_taken(trip: Path, tmp_path: Path) -> None:
+def test_a_family_by_decision_rows(trip: Path, tmp_path: Path) -> None:
     shutil.copytree(trip, tmp_path / "copy")
-    output = rpam(tmp_path / "copy", "fit", "tiny.yaml", "--price", "0,3000", "--max-tokens-share", "0.3")
+    output = rpam(
+        tmp_path / "copy", "fit", "tiny.yaml", "--price", "9000", "--budget", "1,0.5", "--max-tokens-share", "0.6"
+    )
     fit = tmp_path / "copy/runs/tiny/fit"
     told = json.loads((fit / "frontier.json").read_text())
-    assert [m["price"] for m in told["members"]] == [0, 3000]
+    assert [m["name"] for m in told["members"]] == ["price 9000", "budget 100 %", "budget 50 %"]
     assert told["questions"] == 8  # of 32, four a level: one of each is set aside
-    assert "at most 30 % of Long's tokens" in output
-    taken = told["members"][told["index"]]["price"]
+    assert "at most 60 % of Long's tokens" in output
+    stems = ["price-9000", "budget-1", "budget-0.5"]
+    kept = [json.loads((fit / f"members/{stem}/coefficients.json").read_text()) for stem in stems]
+    assert json.loads((fit / "coefficients.json").read_text()) == kept[told["index"]]
+    # One fit of lambda; the rows differ, and with them who thinks.
+    assert kept[0]["values"] == kept[1]["values"] == kept[2]["values"]
+    dear, free, half = told["members"]
+    assert (dear["long"], free["long"]) == (0.0, 1.0)
+    assert half["tokens"] < 0.8 * free["tokens"]
+    log = json.loads((fit / "members/budget-0.5/fit.json").read_text())["decision"]
+    assert (log["token"], log["questions"]) == (kept[2]["decision"]["token"], 24)
+    # The same dial in the recipe goes on from there, and measures the other members beside the merge.
+    write_recipe(tmp_path / "copy", dial={"prices": [9000], "budgets": [1, 0.5], "max_tokens_share": 0.6})
+    assert "reused from runs/tiny: check, label, capture, fit" in rpam(tmp_path / "copy", "run", "tiny.yaml")
+    evaluation = json.loads((tmp_path / "copy/runs/tiny/eval/evaluation.json").read_text())["rows"]
+    members = [row for row in evaluation if row["kind"] == "member"]
+    names = ["Price 9000", "Budget 100 %", "Budget 50 %"]
+    assert [row["name"] for row in members] == [n for i, n in enumerate(names) if i != told["index"]]
+    assert all({"gain", "low", "high"} <= row["over_curve"].keys() & row["over_coin"].keys() for row in members)
+    # The merge's head is a tensor of its own now, in every file; two forms have no place for it.
+    merged = load_file(tmp_path / "copy/runs/tiny/merge/tiny/model.safetensors")
+    row = torch.tensor(kept[told["index"]]["decision"]["row"])
+    head, embedding = merged["lm_head.weight"][log["token"]], merged["model.embed_tokens.weight"][log["token"]]
+    assert head.float() - embedding.float() == pytest.approx(row, abs=4e-3)
+    for option in (("--mergekit", "m.yaml"), ("--lora", "adapter", "--over", "long")):
+        refused = rpam_here("export", "tiny.yaml", *option, cwd=tmp_path / "copy")
+        assert refused.returncode == 1
+        assert "dial.by: fit" in refused.stderr
+
+
+def test_a_family_of_fits(trip: Path, tmp_path: Path) -> None:
+    shutil.copytree(trip, tmp_path / "copy")
+    write_recipe(tmp_path / "copy", dial={"by": "fit", "prices": [0, 3000], "max_tokens_share": 0.3})
+    rpam(tmp_path / "copy", "capture", "tiny.yaml")
+    output = rpam(tmp_path / "copy", "fit", "tiny.yaml")
+    fit = tmp_path / "copy/runs/tiny/fit"
+    told = json.loads((fit / "frontier.json").read_text())
+    assert [m["name"] for m in told["members"]] == ["price 0", "price 3000"]
+    taken = told["members"][told["index"]]["value"]
     assert f"price {taken:g} is taken" in output
     kept = {m: json.loads((fit / f"members/price-{m}/coefficients.json").read_text()) for m in (0, 3000)}
     assert json.loads((fit / "coefficients.json").read_text()) == kept[taken]
@@ -273,14 +312,6 @@ def test_a_family_is_fitted_in_one_go_and_one_member_is_taken(trip: Path, tmp_pa
     assert sum(kept[0]["values"].values()) > sum(kept[3000]["values"].values())
     assert (fit / "frontier.png").stat().st_size > 0
     assert not list(fit.glob("*.gguf"))
-    # The same dial in the recipe goes on from there, and measures the other member beside the merge.
-    write_recipe(tmp_path / "copy", dial={"prices": [0, 3000], "max_tokens_share": 0.3})
-    assert "reused from runs/tiny: check, label, capture, fit" in rpam(tmp_path / "copy", "run", "tiny.yaml")
-    evaluation = json.loads((tmp_path / "copy/runs/tiny/eval/evaluation.json").read_text())["rows"]
-    (member,) = (row for row in evaluation if row["kind"] == "member")
-    assert member["name"] == f"Price {3000 - taken:g}"
-    assert {"gain", "low", "high"} <= member["over_curve"].keys() & member["over_coin"].keys()
-    assert not list((tmp_path / "copy/runs/tiny/eval").glob("*.gguf"))
 
 
 def test_another_method_needs_no_fit_and_records_itself(trip: Path, tmp_path: Path) -> None:

@@ -1,0 +1,80 @@
+"""The hidden states that a decision row is fitted on: where answers begin, and within them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from rpam_lite.fit.batches import micro_batches
+from rpam_lite.fit.decision import DecisionStates, Vector
+from rpam_lite.streaming.activations import CalibrationSet
+from rpam_lite.streaming.ends import Ends
+from rpam_lite.streaming.merged import LambdaOf, merged_tensor
+from rpam_lite.streaming.next_token import merged_tail
+from rpam_lite.streaming.passes import Streamed, hidden_states
+
+MOST_ELSEWHERE = 4096  # positions within answers
+
+
+@torch.no_grad()
+def decision_states(
+    model: Streamed, prompts: Sequence[torch.Tensor], answers: CalibrationSet, token: int, micro_tokens: int
+) -> DecisionStates:
+    """Run the merge over prompts and whole answers.
+
+    Args:
+        model: The merge.
+        prompts: Token ids of every question to decide on, int64 [length] each.
+        answers: Questions with an answer of either parent.
+        token: The one that opens Long's answers.
+        micro_tokens: Padded tokens of a micro-batch at most.
+    """
+    ids = [*prompts, *answers.token_ids]
+    outputs: list[torch.Tensor] = []
+    for _, outputs in hidden_states(model, ids, micro_batches([len(t) for t in ids], micro_tokens)):  # noqa: B007
+        pass  # of the last decoder layer, at the end
+    # The state that chooses an answer's first token is a decision; all that follow are within the answer.
+    inside = torch.cat([h[answers.target_positions(q)[1:]] for q, h in enumerate(outputs[len(prompts) :])])
+    every = max(1, -(-len(inside) // MOST_ELSEWHERE))
+    decisions = _normed(model, torch.stack([h[-1] for h in outputs[: len(prompts)]]))
+    gaps = token_gaps(model.ends, decisions, model.lambda_of, token, model.dtype)
+    elsewhere = _normed(model, inside[::every])
+    return DecisionStates(_as_the_head_sees(model, decisions), _exact(gaps), _as_the_head_sees(model, elsewhere))
+
+
+@torch.no_grad()
+def token_gaps(ends: Ends, normed: torch.Tensor, lambda_of: LambdaOf, token: int, dtype: torch.dtype) -> torch.Tensor:
+    """Logit of one token less the largest of all others, float32 [positions], on the host.
+
+    Args:
+        ends: The model's ends.
+        normed: Hidden states after the final norm [positions, hidden].
+        lambda_of: Lambda by tensor name.
+        token: Its id.
+        dtype: Type of the head's arithmetic; logits are taken in fp32.
+    """
+    own = others = torch.full((len(normed),), -torch.inf, device=ends.device)
+    for start, pair in ends.head_chunks():
+        head = merged_tensor(pair, lambda_of(ends.skeleton.head), dtype)
+        logits = ends.skeleton.logits(normed.to(ends.device, dtype), head).float()
+        if start <= token < start + len(head):
+            own = logits[:, token - start].clone()
+            logits[:, token - start] = -torch.inf
+        others = torch.maximum(others, logits.amax(-1))
+    return (own - others).cpu()
+
+
+def _normed(model: Streamed, states: torch.Tensor) -> torch.Tensor:
+    tail = merged_tail(model.ends, model.lambda_of, model.dtype)
+    return model.skeleton.final_norm(states.to(model.skeleton.device, model.dtype), tail)
+
+
+def _as_the_head_sees(model: Streamed, normed: torch.Tensor) -> Vector:
+    """States whose product with a row of the head is that row's logit, the model's own scaling of logits included."""
+    return _exact(model.skeleton.logits(normed, torch.eye(normed.shape[-1], device=normed.device, dtype=normed.dtype)))
+
+
+def _exact(tensor: torch.Tensor) -> Vector:
+    return np.asarray(tensor.double().cpu().numpy())

@@ -1,0 +1,139 @@
+"""The members of a dial by decision: one fit of lambda, and a row of the output head for each of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rpam_lite.errors import RpamError
+from rpam_lite.pipeline.capturing import SCRATCH
+from rpam_lite.pipeline.memory import advice
+from rpam_lite.pipeline.stage import Run
+from rpam_lite.pipeline.traces import seen_rows
+
+if TYPE_CHECKING:
+    import torch
+
+    from rpam_lite.fit.coefficients import Coefficients
+    from rpam_lite.fit.decision import DecisionFit, DecisionStates
+    from rpam_lite.recipe import Setting
+    from rpam_lite.streaming.merged import LambdaOf
+
+# Of Long's answers at least, and of Short's at most one less this share, must begin with the opening token.
+OPENED = 0.9
+
+
+def decided_members(run: Run, fitted: Coefficients) -> dict[Setting, tuple[Coefficients, dict[str, Any]]]:
+    """Fit a decision row for every setting of the dial.
+
+    Args:
+        run: The run.
+        fitted: Lambda, the same for all of them.
+
+    Returns:
+        By setting the coefficients with their row, and what `fit.json` tells of it.
+
+    Raises:
+        RpamError: No token tells Long's answers from Short's.
+    """
+    import numpy as np
+
+    from rpam_lite.fit.coefficients import DecisionRow
+    from rpam_lite.fit.decision import fit_budget, fit_price
+    from rpam_lite.patterns.price import regret
+
+    rows = [row for row in seen_rows(run) if row["samples_long"] and row["samples_short"]]
+    token = opening_token(rows)
+    states = _states(run, fitted, rows, token)
+    tokens = {parent: np.array([float(row[f"tokens_{parent}"]) for row in rows]) for parent in ("long", "short")}
+
+    def regrets(price: float) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+        return np.array([regret(row, price) for row in rows])
+
+    members: dict[Setting, tuple[Coefficients, dict[str, Any]]] = {}
+    for setting in run.recipe.dial.settings:
+        found = (
+            fit_price(states, regrets(setting.value), setting.value, tokens["long"], tokens["short"])
+            if setting.kind == "price"
+            else fit_budget(states, regrets, tokens["long"], tokens["short"], setting.value * tokens["long"].mean())
+        )
+        run.say(
+            f"{setting.name}: thinks on {100 * found.thinks:.0f} % of the questions that a row was not fitted on, "
+            f"{found.tokens:.1f} tokens a question by the parents' answers"
+        )
+        row = DecisionRow(token=token, row=tuple(found.row.astype(np.float32).tolist()))
+        members[setting] = fitted.deciding(row), _told(found, token, len(rows))
+    return members
+
+
+def opening_token(rows: Sequence[Mapping[str, Any]]) -> int:
+    """The token that begins Long's answers and not Short's.
+
+    Raises:
+        RpamError: There is none.
+    """
+    first = {
+        parent: Counter(row[f"response_{parent}"][0] for row in rows if row[f"response_{parent}"])
+        for parent in ("long", "short")
+    }
+    total = {parent: max(1, counts.total()) for parent, counts in first.items()}
+    token, count = first["long"].most_common(1)[0] if first["long"] else (-1, 0)
+    of_long, of_short = count / total["long"], first["short"][token] / total["short"]
+    if of_long < OPENED or of_short > 1 - OPENED:
+        raise RpamError(
+            f"patterns.jsonl: token {token} begins {100 * of_long:.0f} % of Long's answers and {100 * of_short:.0f} % "
+            f"of Short's, so that no first token tells them apart, as `dial.by: decision` needs (at least "
+            f"{100 * OPENED:.0f} and at most {100 - 100 * OPENED:.0f} %). If the prompt itself opens the think block, "
+            "set `merge.think_prefill: drop`; else `dial.by: fit`, with `prices`."
+        )
+    return token
+
+
+def _states(run: Run, fitted: Coefficients, rows: Sequence[Mapping[str, Any]], token: int) -> DecisionStates:
+    """Run the merge once over all prompts and the captured answers."""
+    import torch
+
+    from rpam_lite.fit.decision_states import decision_states
+    from rpam_lite.fit.setup import open_weights, plan_recipe
+    from rpam_lite.streaming.activations import CalibrationSet, load_questions
+    from rpam_lite.streaming.passes import Streamed
+
+    answers = load_questions(run.of("capture"))
+    prompts = [torch.tensor(row["prompt_ids"]) for row in rows]
+    both = CalibrationSet(
+        token_ids=[*prompts, *answers.token_ids],
+        prompt_lengths=[*map(len, prompts), *answers.prompt_lengths],
+        is_long=torch.cat([torch.zeros(len(prompts), dtype=torch.bool), answers.is_long]),
+        positions=[*(torch.tensor([len(p) - 1]) for p in prompts), *answers.positions],
+    )
+    planned = plan_recipe(run.recipe, both, run.folder, run.of("capture"))
+    with advice(planned):
+        source, ends = open_weights(planned, both, run.of("fit") / SCRATCH)
+        model = Streamed(source, ends, _lambda_of(fitted, planned.skeleton.device), planned.plan.way.dtype)
+        return decision_states(model, prompts, answers, token, planned.plan.way.micro_tokens)
+
+
+def _lambda_of(fitted: Coefficients, device: torch.device) -> LambdaOf:
+    """Lambda by tensor name, as the streaming engine reads it."""
+    import torch
+
+    from rpam_lite.checkpoint.arithmetic import LowRank
+
+    def lambda_of(name: str) -> torch.Tensor:
+        value = fitted.of(name)
+        return (value.dense() if isinstance(value, LowRank) else torch.as_tensor(value)).to(device)
+
+    return lambda_of
+
+
+def _told(found: DecisionFit, token: int, questions: int) -> dict[str, Any]:
+    """What fit.json says of a row."""
+    return {
+        "token": token,
+        "questions": questions,
+        "price": found.price,
+        "ridge": found.ridge,
+        "thinks": found.thinks,
+        "tokens": found.tokens,
+    }

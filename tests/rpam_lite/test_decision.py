@@ -1,0 +1,237 @@
+"""The decision row: its fit, its budget, and the merge that has one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.optimize
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from rpam_lite.checkpoint.aligned import EMBEDDING, HEAD
+from rpam_lite.checkpoint.pair import open_pair
+from rpam_lite.checkpoint.write import write_checkpoint
+from rpam_lite.errors import RpamError
+from rpam_lite.fit.coefficients import Coefficients, DecisionRow, grouping, load, save, scalar
+from rpam_lite.fit.decision import (
+    DecisionStates,
+    Vector,
+    best_threshold,
+    features_of,
+    fit_budget,
+    fit_logistic,
+    fit_price,
+    scores,
+    threshold,
+)
+from rpam_lite.fit.decision_states import decision_states
+from rpam_lite.merge.apply import MergedSource
+from rpam_lite.merge.decision import with_decision
+from rpam_lite.merge.verify import verify
+from rpam_lite.pipeline.deciding import opening_token
+from rpam_lite.streaming.activations import CalibrationSet
+from rpam_lite.streaming.ends import Ends
+from rpam_lite.streaming.passes import Streamed
+from rpam_lite.streaming.skeleton import Skeleton
+from rpam_lite.streaming.weights import WeightSource
+from tests.conftest import make_checkpoint
+
+QUESTIONS, HIDDEN = 120, 12
+
+
+def made_up(seed: int = 0) -> tuple[DecisionStates, Vector, Vector, Vector]:
+    """States whose third dimension is the question's worth; gains in points, and both parents' tokens."""
+    random = np.random.default_rng(seed)
+    decisions = random.normal(size=(QUESTIONS, HIDDEN))
+    decisions[:, 0] += 5  # what all decision states have in common
+    elsewhere = random.normal(size=(400, HIDDEN))
+    gains = 50 + 40 * decisions[:, 2]
+    return (
+        DecisionStates(decisions, random.normal(size=QUESTIONS) - 1, elsewhere),
+        gains,
+        100 + 0 * gains,
+        5 + 0 * gains,
+    )
+
+
+def decided(states: DecisionStates, row: Vector) -> Any:
+    return states.gaps + states.decisions @ row > 0
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
+def test_a_budget_is_kept_on_other_questions_and_spent_where_it_gains_most(share: float) -> None:
+    states, gains, long, short = made_up()
+    budget = share * 100
+
+    def regrets(price: float) -> Vector:
+        return np.asarray(gains - price * (long - short) / 1000)
+
+    found = fit_budget(states, regrets, long, short, budget)
+    assert found.tokens <= budget
+    others, worth, *_ = made_up(seed=1)
+    thinks = decided(others, found.row)
+    assert np.where(thinks, 100, 5).mean() == pytest.approx(budget, abs=8)
+    assert worth[thinks].mean() > worth[~thinks].mean() + 40
+    assert found.thinks == pytest.approx(thinks.mean(), abs=0.1)
+
+
+def test_a_price_decides_by_the_sign_of_the_regret() -> None:
+    states, gains, long, short = made_up()
+    thinks = {}
+    for price in (0.0, 500.0, 5000.0):
+        worth = gains - price * (long - short) / 1000
+        found = fit_price(states, worth, price, long, short)
+        assert found.price == price
+        thinks[price] = decided(states, found.row)
+        assert (thinks[price] == (worth > 0)).mean() > 0.9
+    assert thinks[0.0].sum() > thinks[500.0].sum() > thinks[5000.0].sum() == 0
+
+
+def test_the_fit_is_the_minimum_of_the_loss_it_states() -> None:
+    """Against another minimiser, on the loss as the module's head writes it, in the row itself."""
+    states, gains, long, short = made_up()
+    worth, ridge = gains - 300 * (long - short) / 1000, 0.1
+    features = features_of(states)
+    found = fit_logistic(features, states.gaps, worth, ridge)
+    moment = states.elsewhere.T @ states.elsewhere / len(states.elsewhere)
+    moment += 1e-2 * np.trace(moment) / HIDDEN * np.eye(HIDDEN)
+
+    def loss(x: Vector) -> float:
+        row, bias = x[:-1], x[-1]
+        z = states.gaps + states.decisions @ (row + bias * features.bias)
+        fit = (np.abs(worth) * np.log1p(np.exp(-np.sign(worth) * z))).sum() / np.abs(worth).sum()
+        return float(fit + ridge / 2 * row @ moment @ row + 1e-3 / 2 * bias**2)
+
+    best = scipy.optimize.minimize(loss, np.zeros(HIDDEN + 1), method="BFGS", options={"gtol": 1e-7}).x
+    ours = np.append(features.back @ found[:-1], found[-1])
+    assert loss(ours) == pytest.approx(loss(best), rel=1e-6)
+    assert ours == pytest.approx(best, abs=2e-3)
+    z = scores(features, states.gaps, found)
+    assert z == pytest.approx(states.gaps + states.decisions @ (ours[:-1] + ours[-1] * features.bias))
+
+
+def test_the_row_stays_quiet_where_answers_go_on() -> None:
+    """Two dimensions tell the same; the row uses the one that says nothing within answers."""
+    states, gains, long, short = made_up()
+    decisions, elsewhere = states.decisions.copy(), states.elsewhere.copy()
+    decisions[:, 5] = decisions[:, 2]
+    elsewhere[:, 2] *= 30
+    elsewhere[:, 5] *= 0.1
+    found = fit_price(replace(states, decisions=decisions, elsewhere=elsewhere), gains, 0.0, long, short)
+    assert abs(found.row[5]) > 20 * abs(found.row[2])
+
+
+def test_the_bias_moves_every_decision_alike() -> None:
+    states = made_up()[0]
+    decisions = states.decisions.copy()
+    decisions[:, 0] = 5 + 0.01 * decisions[:, 1]
+    features = features_of(replace(states, decisions=decisions))
+    assert features.constant == pytest.approx(1, abs=0.02)
+    assert features.bias == pytest.approx([0.2] + [0] * (HIDDEN - 1), abs=0.01)
+
+
+def test_a_threshold_between_the_last_question_within_the_budget_and_the_next() -> None:
+    z, long, short = np.array([3.0, -1.0, 2.0, 0.0]), np.array([9.0, 9, 9, 9]), np.ones(4)
+    assert threshold(z, long, short, 5.0) == 1.0  # two of four think: 5 tokens
+    assert threshold(z, long, short, 4.9) == 2.5
+    assert threshold(z, long, short, 9.0) < -1.0
+    assert threshold(z, long, short, 0.5) > 3.0
+
+
+def test_a_price_moves_the_threshold_to_where_least_is_lost() -> None:
+    z = np.array([3.0, 2.0, 1.0, -1.0])
+    assert best_threshold(z, np.array([5.0, 1, -2, -2])) == 1.5
+    assert best_threshold(z, np.array([5.0, -1, -2, 9])) == -2.0  # all think
+    assert best_threshold(z, np.array([-5.0, -1, -2, 0])) == 4.0  # none do
+    assert best_threshold(z, np.array([5.0, 1, 0, 0])) == 0.0  # three are as good: the one nearest to 0
+
+
+def rows_opening(long: list[int], short: list[int]) -> list[dict[str, Any]]:
+    return [{"response_long": [a, 1], "response_short": [b, 1]} for a, b in zip(long, short, strict=True)]
+
+
+def test_the_opening_token_is_longs_and_not_shorts() -> None:
+    assert opening_token(rows_opening([7] * 19 + [8], [3, 4] * 10)) == 7
+    with pytest.raises(RpamError, match=r"token 7 begins 50 % of Long's answers and 0 % of Short's.*think_prefill"):
+        opening_token(rows_opening([7, 8], [3, 3]))
+    with pytest.raises(RpamError, match=r"token 7 begins 100 % of Long's answers and 50 % of Short's"):
+        opening_token(rows_opening([7, 7], [7, 3]))
+    with pytest.raises(RpamError, match="first token"):
+        opening_token([])
+
+
+@pytest.fixture(params=[("qwen2", {}), ("qwen2", {"tie_word_embeddings": False}), ("granite", {"logits_scaling": 4.0})])
+def any_pair(request: pytest.FixtureRequest, tmp_path: Path, tokenizer: Any) -> Path:
+    kind, overrides = request.param
+    for seed, parent in enumerate(("long", "short")):
+        make_checkpoint(tmp_path / parent, seed, tokenizer, kind, **overrides)
+    return tmp_path
+
+
+def test_the_states_and_a_written_merge_with_a_row_agree_with_transformers(any_pair: Path) -> None:
+    """Decision states from the streaming engine; the row raises the opening token's logit by just row . h."""
+    long, short, donor = open_pair(any_pair / "long", any_pair / "short", None, "long")
+    skeleton = Skeleton(donor.folder)
+    random = torch.Generator().manual_seed(0)
+    prompts = [torch.randint(400, (n,), generator=random) for n in (5, 9, 7)]
+    trace = torch.randint(400, (12,), generator=random)
+    answers = CalibrationSet([trace], [6], torch.tensor([True]), [torch.tensor([5])])
+    source = WeightSource(long, short, skeleton, "exact", "host", skeleton.device, any_pair / "scratch")
+    ends = Ends(long, short, skeleton, [*prompts, trace], chunk_rows=100)
+    model = Streamed(source, ends, lambda name: torch.tensor(0.4), torch.float32)
+    token = 250
+    states = decision_states(model, prompts, answers, token, micro_tokens=20)
+    assert states.elsewhere.shape == (6, 64)  # the trace's answer, without its first and with its end
+
+    merged = MergedSource(long, short, scalar(0.4).of, torch.float32)
+    random_row = torch.randn(64, generator=random)
+    deciding = scalar(0.4).deciding(DecisionRow(token=token, row=tuple(random_row.tolist())))
+    logits = {}
+    for name, decision in (("plain", None), ("deciding", deciding.decision)):
+        made, config = with_decision(merged, {**donor.config, "dtype": "float32"}, decision)
+        write_checkpoint(made, config, donor.folder, any_pair / name, torch.float32, {"name": name})
+        verify(any_pair / name, made, config, seed=1)
+        whole = AutoModelForCausalLM.from_pretrained(any_pair / name, dtype=torch.float32).eval()
+        with torch.no_grad():
+            logits[name] = torch.stack([whole(p.unsqueeze(0)).logits[0, -1] for p in prompts])
+    own = logits["plain"][:, token].clone()
+    logits["plain"][:, token] = -torch.inf
+    assert states.gaps == pytest.approx((own - logits["plain"].amax(-1)).numpy(), abs=1e-4)
+    raised = torch.tensor(states.decisions) @ random_row.double()
+    assert (logits["deciding"][:, token] - own).numpy() == pytest.approx(raised.numpy(), abs=1e-4)
+    logits["deciding"][:, token] = -torch.inf
+    assert torch.equal(logits["deciding"], logits["plain"])
+    # The embedding is what it was: the row changes when the token is said, not what it means.
+    tensors = load_file(any_pair / "deciding/model.safetensors")
+    plain = load_file(any_pair / "plain/model.safetensors")
+    assert torch.equal(tensors[EMBEDDING], plain[EMBEDDING])
+    changed = (tensors[HEAD] != plain.get(HEAD, plain[EMBEDDING])).any(1).nonzero().flatten().tolist()
+    assert changed == [token]
+    assert not json.loads((any_pair / "deciding/config.json").read_text())["tie_word_embeddings"]
+
+
+def test_a_row_of_another_model_is_refused(pair: Path) -> None:
+    long, short, donor = open_pair(pair / "long", pair / "short", None, "long")
+    merged = MergedSource(long, short, scalar(0.4).of, torch.float16)
+    for row in (DecisionRow(token=1, row=(0.0,) * 63), DecisionRow(token=512, row=(0.0,) * 64)):
+        with pytest.raises(RpamError, match="512 tokens and 64 hidden dimensions"):
+            with_decision(merged, donor.config, row)
+
+
+def test_coefficients_keep_their_row(tmp_path: Path) -> None:
+    row = DecisionRow(token=3, row=(0.5, -1.25))
+    tensors = {"model.layers.0.mlp.up_proj.weight": (4, 2)}
+    group = grouping(tensors, "low_rank")
+    for made in (scalar(0.5), group.coefficients(group.start_values(0.5))):
+        save(made.deciding(row), tmp_path / "coefficients.json")
+        found = load(tmp_path / "coefficients.json")
+        assert (found.version, found.decision) == (3, row)
+        assert made.decision is None
+    with pytest.raises(ValueError, match="`version` must be 3"):
+        Coefficients(granularity="scalar", values={"model": 0.5}, decision=row)
