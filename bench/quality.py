@@ -1,14 +1,14 @@
 """Does the merge beat plain interpolation? Every method on trained pairs, against the scalar curve at equal tokens.
 
-    python -m bench.quality [--pair DIR ...] [--out runs/quality] [--full] [--methods NAME ...]
-                           [--prices P ...] [--budgets B ...]
+    python -m bench.quality [--pair DIR ...] [--out runs/quality] [--full | --sampled] [--methods NAME ...]
+                            [--prices P ...] [--budgets B ...]
 
 A pair is a folder with long/, short/ and base/, made by recipes/tiny/train.py; `family` in its pair.json
 says which questions it answers. Methods see the calibration split alone, and all
 are measured on the same questions of the evaluation split, greedily in llama.cpp. Interrupted, it goes on.
 
 The short form takes 50 questions a level, fourteen to twenty interpolations and the methods that need no long fit;
---full takes 200, up to twenty-four, every method, and samples at temperature 0.6 too.
+--full takes 200, up to twenty-four, every method, and samples at temperature 0.6 too; --sampled is the short form, sampled.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 
 from bench.curve import Models, between_farthest, curve_points, in_order, partial_scalars
-from bench.quality_forms import FULL_FORM, OURS, QUICK, SHORT_FORM, SLOW, Changes, Form
+from bench.quality_forms import FULL_FORM, OURS, QUICK, SAMPLED, SHORT_FORM, SLOW, Changes, Form
 from bench.quality_table import Measured, measured_rows, table, write_picture
 from bench.routing import Rules, car, learn, self_route
 from quant import evaluate
@@ -215,14 +215,16 @@ def main() -> None:
         "--pair", type=Path, nargs="+", default=[ROOT / "recipes/tiny"], help="folders of trained pairs"
     )
     parser.add_argument("--out", type=Path, default=Path("runs/quality"), help="runs, records and results")
-    parser.add_argument("--full", action="store_true", help="some hours instead of 20 minutes")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--full", action="store_true", help="some hours instead of 20 minutes; samples too")
+    size.add_argument("--sampled", action="store_true", help="the short form, at temperature 0.6 instead of greedily")
     parser.add_argument(
         "--methods", nargs="+", choices=[*QUICK, *SLOW], metavar="NAME", help="these alone, beside the curve"
     )
     parser.add_argument("--prices", type=float, nargs="+", help="of a token, for the dial's members")
     parser.add_argument("--budgets", type=float, nargs="+", help="shares of Long's tokens, for the dial's members")
     args = parser.parse_args()
-    form = FULL_FORM if args.full else SHORT_FORM
+    form = FULL_FORM if args.full else replace(SHORT_FORM, samplings=SAMPLED) if args.sampled else SHORT_FORM
     given = {name: values for name in ("prices", "budgets") if (values := getattr(args, name))}
     if given and args.methods and OURS not in args.methods:
         parser.error(f"--{next(iter(given))}: for the members of {OURS!r}, which --methods leaves out")

@@ -64,11 +64,7 @@ class Form:
     beside: bool = True
 
 
-SHORT_FORM = Form(50, CURVE, 6, QUICK, {"greedy": (Sampling(0.0), 1)})
-FULL_FORM = Form(
-    200,
-    CURVE,
-    10,
-    QUICK | SLOW,
-    {"greedy": (Sampling(0.0), 1), "sampled": (Sampling(0.6, 0.95, 20, seed=1), 1)},
-)
+GREEDY = {"greedy": (Sampling(0.0), 1)}
+SAMPLED = {"sampled": (Sampling(0.6, 0.95, 20, seed=1), 1)}
+SHORT_FORM = Form(50, CURVE, 6, QUICK, GREEDY)
+FULL_FORM = Form(200, CURVE, 10, QUICK | SLOW, GREEDY | SAMPLED)
