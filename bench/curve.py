@@ -7,7 +7,8 @@ from itertools import pairwise
 
 from quant.records import Record
 from quant.summary import summarize
-from rpam_lite.fit.coefficients import Coefficients, grouping
+from rpam_lite.fit.coefficients import Coefficients
+from rpam_lite.fit.grouping import grouping
 from rpam_lite.pipeline.stage import Run
 from rpam_lite.streaming.skeleton import Skeleton
 

@@ -25,8 +25,8 @@ import torch
 from bench.pair import make_pair, random_questions
 from rpam_lite.checkpoint.source import CheckpointSource
 from rpam_lite.fit.batches import load_batches, micro_batches, question_shares
-from rpam_lite.fit.coefficients import grouping
 from rpam_lite.fit.gradient import joint_gradient, layer_terms
+from rpam_lite.fit.grouping import grouping
 from rpam_lite.fit.problem import Problem, Stores, weighted_terms
 from rpam_lite.fit.setup import open_stores, work_size
 from rpam_lite.platform import resident_memory

@@ -26,8 +26,8 @@ from bench.pair import random_questions
 from rpam_lite.checkpoint.files import size_text
 from rpam_lite.device import choose_device
 from rpam_lite.fit.batches import load_batches, micro_batches, question_shares
-from rpam_lite.fit.coefficients import grouping
 from rpam_lite.fit.gradient import joint_gradient
+from rpam_lite.fit.grouping import grouping
 from rpam_lite.fit.problem import Problem, Stores
 from rpam_lite.recipe import Fit
 from rpam_lite.streaming.capture import capture

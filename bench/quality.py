@@ -8,7 +8,8 @@ says which questions it answers. Methods see the calibration split alone, and al
 are measured on the same questions of the evaluation split, greedily in llama.cpp. Interrupted, it goes on.
 
 The short form takes 50 questions a level, fourteen to twenty interpolations and the methods that need no long fit;
---full takes 200, up to twenty-four, every method, and samples at temperature 0.6 too; --sampled is the short form, sampled.
+--full takes 200, up to twenty-four, every method, and samples at temperature 0.6 too; --sampled is the short form,
+sampled.
 """
 
 from __future__ import annotations

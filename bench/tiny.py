@@ -22,7 +22,7 @@ from recipes.tiny.splits import Split
 from recipes.tiny.tokenizer import TURN_END, TURN_START
 from rpam_lite.checkpoint.source import CheckpointSource
 from rpam_lite.fit.batches import load_batches, micro_batches, question_shares
-from rpam_lite.fit.coefficients import grouping
+from rpam_lite.fit.grouping import grouping
 from rpam_lite.fit.joint import Fitted, fit_jointly
 from rpam_lite.fit.problem import Problem, Stores
 from rpam_lite.fit.sequential import ITERATIONS, fit_sequentially

@@ -16,8 +16,8 @@ from scipy.optimize import minimize
 from rpam_lite.checkpoint.files import whole_file
 from rpam_lite.errors import RpamError
 from rpam_lite.fit import objective
-from rpam_lite.fit.coefficients import Grouping
 from rpam_lite.fit.gradient import joint_gradient
+from rpam_lite.fit.grouping import Grouping
 from rpam_lite.fit.problem import TERMS, Problem, Reducer, Stores, weighted_terms
 from rpam_lite.recipe import Fit
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from rpam_lite.fit.batches import MicroBatch
-from rpam_lite.fit.coefficients import Grouping
+from rpam_lite.fit.grouping import Grouping
 from rpam_lite.recipe import Fit
 from rpam_lite.streaming.activations import CalibrationSet
 from rpam_lite.streaming.ends import Ends

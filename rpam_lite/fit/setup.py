@@ -10,7 +10,7 @@ import torch
 from rpam_lite.checkpoint.pair import open_pair
 from rpam_lite.checkpoint.source import ParentSource
 from rpam_lite.fit.batches import load_batches
-from rpam_lite.fit.coefficients import Grouping, grouping
+from rpam_lite.fit.grouping import Grouping, grouping
 from rpam_lite.fit.low_rank import FieldForm
 from rpam_lite.fit.problem import Problem, Stores
 from rpam_lite.platform import resident_memory

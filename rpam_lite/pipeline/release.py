@@ -19,8 +19,9 @@ def fit_as_released(run: Run) -> tuple[Coefficients, dict[str, Any]]:
     """
     import torch
 
-    from rpam_lite.fit.coefficients import Coefficients, group_of
+    from rpam_lite.fit.coefficients import Coefficients
     from rpam_lite.fit.elements import load_elements
+    from rpam_lite.fit.groups import group_of
     from rpam_lite.fit.release import fit_release, padded_prompts
     from rpam_lite.fit.setup import plan_recipe
     from rpam_lite.streaming.activations import load_questions

@@ -18,7 +18,8 @@ from rpam_lite.checkpoint.files import append_rows, read_rows, whole_file, whole
 from rpam_lite.checkpoint.source import CheckpointSource
 from rpam_lite.checkpoint.write import write_checkpoint
 from rpam_lite.errors import RpamError
-from rpam_lite.fit.coefficients import Coefficients, group_of, load, save, scalar
+from rpam_lite.fit.coefficients import Coefficients, load, save, scalar
+from rpam_lite.fit.groups import group_of
 from rpam_lite.merge.apply import MergedSource
 
 

@@ -18,7 +18,7 @@ from rpam_lite.checkpoint.aligned import EMBEDDING, HEAD
 from rpam_lite.checkpoint.pair import open_pair
 from rpam_lite.checkpoint.write import write_checkpoint
 from rpam_lite.errors import RpamError
-from rpam_lite.fit.coefficients import Coefficients, DecisionRow, grouping, load, save, scalar
+from rpam_lite.fit.coefficients import Coefficients, DecisionRow, load, save, scalar
 from rpam_lite.fit.decision import (
     DecisionStates,
     Vector,
@@ -31,6 +31,7 @@ from rpam_lite.fit.decision import (
     threshold,
 )
 from rpam_lite.fit.decision_states import decision_states
+from rpam_lite.fit.grouping import grouping
 from rpam_lite.merge.apply import MergedSource
 from rpam_lite.merge.decision import with_decision
 from rpam_lite.merge.verify import verify

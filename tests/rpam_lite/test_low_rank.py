@@ -13,8 +13,9 @@ from export.mergekit import mergekit_config
 from rpam_lite.checkpoint.arithmetic import LowRank, interpolate, interpolate_rounded
 from rpam_lite.checkpoint.source import CheckpointSource
 from rpam_lite.errors import RpamError
-from rpam_lite.fit.coefficients import Coefficients, Grouping, grouping, load, save
+from rpam_lite.fit.coefficients import Coefficients, load, save
 from rpam_lite.fit.gradient import joint_gradient
+from rpam_lite.fit.grouping import Grouping, grouping
 from rpam_lite.fit.joint import fit_jointly
 from rpam_lite.fit.low_rank import FieldForm, factors_file
 from rpam_lite.fit.sequential import fit_sequentially
