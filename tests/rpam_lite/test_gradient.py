@@ -84,8 +84,13 @@ def outputs_of_question(logprobs: torch.Tensor, problem: Problem, q: int, batch:
     count = len(ids) - first
     window = min(settings.kl_tokens or count, count)
     own = settings.decision_share
-    weights = [1.0] * window if settings.kl_form == "sequence" else [own] + [(1 - own) / (window - 1)] * (window - 1)
+    weights = {
+        "sequence": [1.0] * window,
+        "execution": [0.0] + [1.0] * (window - 1),
+        "mean": [own] + [(1 - own) / max(1, window - 1)] * (window - 1),
+    }[settings.form]
     kl = sum(w * divergence(first + i, selected, i) for i, w in enumerate(weights))
+    kl = torch.log(1 + kl) if settings.form == "execution" else kl
     to_selected, to_other = divergence(first, selected, 0), divergence(first, other, 0)
     tau = settings.output_temperature
     pulled, pushed = (-to_selected / tau).exp(), (-to_other / tau).exp()
@@ -130,6 +135,8 @@ def test_every_loss_in_fp64(
         {"output_contrast_weight": 0.4, "output_temperature": 0.5},
         {"likelihood_weight": 0.6, "kl_weight": 0.0},
         {"kl_form": "mean", "decision_share": 0.3},
+        {"kl_form": "execution"},
+        {"kl_form": "execution", "likelihood_weight": 0.6, "entropy_weight": 0.3},
         {"output_contrast_weight": 0.4, "likelihood_weight": 0.6, "kl_tokens": 3, "alignment_weight": 0.0},
         {"entropy_weight": 0.8},
         {"preset": "adamerging", "alignment_weight": 0.0, "contrastive_weight": 0.0, "kl_form": "sequence"},

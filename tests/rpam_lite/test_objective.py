@@ -125,6 +125,8 @@ def test_position_weights_sum_to_one_and_the_first_has_its_share(positions: int,
 def test_as_a_sequence_every_position_counts_once() -> None:
     assert objective.position_weights(4, "sequence").tolist() == [1, 1, 1, 1]
     assert objective.position_weights(4, "sequence", window=2).tolist() == [1, 1, 0, 0]
+    assert objective.position_weights(4, "execution").tolist() == [0, 1, 1, 1]
+    assert objective.position_weights(4, "execution", window=2).tolist() == [0, 1, 0, 0]
     assert objective.position_weights(4, "mean", 0.5, window=3).tolist() == [0.5, 0.25, 0.25, 0]
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from rpam_lite.fit.shares import loss_of_the_other_parent, priced_shares
+from rpam_lite.fit.shares import answer_shares, loss_of_the_other_parent, priced_shares
 from rpam_lite.recipe import Capture
 from tests.rpam_lite.engine import MICRO_TOKENS, capture_pair, problem_of, stores_of
 from tests.rpam_lite.models import save_pair
@@ -60,3 +60,10 @@ def test_a_side_weighs_its_regrets_by_what_the_other_parent_loses_there() -> Non
     assert (shares / shares[0]).tolist() == pytest.approx([1, 1 / 3, (4 / 5) / (30 / 100), 0])
     doubled = priced_shares(weights, is_long, 2.0, torch.tensor([100.0, 100.0, 5.0, 5.0]))
     assert (doubled / doubled[0]).tolist() == pytest.approx([1, 1 / 3, (4 / 5) / (60 / 100), 0])
+
+
+def test_both_sides_answers_weigh_alike_however_many_there_are() -> None:
+    rights, is_long = torch.tensor([1.0, 0.5, 0.5, 0.25]), torch.tensor([True, True, True, False])
+    assert answer_shares(rights, is_long, 1.0).tolist() == pytest.approx([0.25, 0.125, 0.125, 0.5])
+    assert answer_shares(rights, is_long, 3.0)[is_long].sum() == pytest.approx(0.75)
+    assert answer_shares(rights[:3], is_long[:3], 1.0).tolist() == pytest.approx([0.5, 0.25, 0.25])
