@@ -103,6 +103,28 @@ def both_answers(rows: Sequence[Mapping[str, Any]]) -> tuple[list[LabelledQuesti
     return traces, weights
 
 
+def with_estimates(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows, with an estimate for a parent that adaptive sampling never asked.
+
+    It stops where the label is settled: Short always right, and ties go to Short. There Long counts as right as
+    Short, in the mean tokens of its answers on that level, or on all questions where that level has none.
+
+    Args:
+        rows: Rows of patterns.jsonl.
+    """
+    found = []
+    for row in rows:
+        filled = dict(row)
+        for parent, other in (("long", "short"), ("short", "long")):
+            if not row[f"samples_{parent}"]:
+                asked = [r for r in rows if r[f"samples_{parent}"]]
+                near = [r for r in asked if r["level"] == row["level"]] or asked
+                filled |= {f"{count}_{parent}": row[f"{count}_{other}"] for count in ("samples", "correct")}
+                filled[f"tokens_{parent}"] = sum(r[f"tokens_{parent}"] for r in near) / len(near)
+        found.append(filled)
+    return found
+
+
 def set_aside(rows: Sequence[Mapping[str, Any]], count: int, seed: int) -> list[str]:
     """Keys of questions that no fit reads, so that a member can be chosen on them, in their order in `rows`.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from rpam_lite.checkpoint.files import write_json
 from rpam_lite.pipeline.stage import Run
-from rpam_lite.pipeline.traces import calibration_traces
+from rpam_lite.pipeline.traces import calibration_traces, seen_rows
 
 if TYPE_CHECKING:
     from rpam_lite.streaming.top_k import TopK
@@ -24,6 +24,7 @@ def run_capture(run: Run) -> None:
 
     from rpam_lite.fit.batches import micro_batches
     from rpam_lite.fit.setup import largest_top_k, open_weights, plan_recipe
+    from rpam_lite.patterns.opening import opening_token
     from rpam_lite.pipeline.memory import advice
     from rpam_lite.streaming.activations import PARENTS
     from rpam_lite.streaming.capture import capture
@@ -33,6 +34,8 @@ def run_capture(run: Run) -> None:
 
     recipe, settings, folder = run.recipe, run.recipe.capture, run.of("capture")
     torch.set_num_threads(recipe.threads)
+    if recipe.dial.decides:
+        opening_token(seen_rows(run))  # or no row could decide at the end
     traces = calibration_traces(run)
     chosen, questions = traces.chosen, traces.questions
     per_label = {name: sum(q.label == name for q in chosen) for name in PARENTS}

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rpam_lite.errors import RpamError
 from rpam_lite.pipeline.capturing import SCRATCH
 from rpam_lite.pipeline.memory import advice
 from rpam_lite.pipeline.stage import Run
@@ -19,9 +17,6 @@ if TYPE_CHECKING:
     from rpam_lite.fit.decision import DecisionFit, DecisionStates
     from rpam_lite.recipe import Setting
     from rpam_lite.streaming.merged import LambdaOf
-
-# Of Long's answers at least, and of Short's at most one less this share, must begin with the opening token.
-OPENED = 0.9
 
 
 def decided_members(run: Run, fitted: Coefficients) -> dict[Setting, tuple[Coefficients, dict[str, Any]]]:
@@ -41,9 +36,10 @@ def decided_members(run: Run, fitted: Coefficients) -> dict[Setting, tuple[Coeff
 
     from rpam_lite.fit.coefficients import DecisionRow
     from rpam_lite.fit.decision import fit_budget, fit_price
-    from rpam_lite.patterns.price import regret
+    from rpam_lite.patterns.opening import opening_token
+    from rpam_lite.patterns.price import regret, with_estimates
 
-    rows = [row for row in seen_rows(run) if row["samples_long"] and row["samples_short"]]
+    rows = with_estimates(seen_rows(run))
     token = opening_token(rows)
     states = _states(run, fitted, rows, token)
     tokens = {parent: np.array([float(row[f"tokens_{parent}"]) for row in rows]) for parent in ("long", "short")}
@@ -65,29 +61,6 @@ def decided_members(run: Run, fitted: Coefficients) -> dict[Setting, tuple[Coeff
         row = DecisionRow(token=token, row=tuple(found.row.astype(np.float32).tolist()))
         members[setting] = fitted.deciding(row), _told(found, token, len(rows))
     return members
-
-
-def opening_token(rows: Sequence[Mapping[str, Any]]) -> int:
-    """The token that begins Long's answers and not Short's.
-
-    Raises:
-        RpamError: There is none.
-    """
-    first = {
-        parent: Counter(row[f"response_{parent}"][0] for row in rows if row[f"response_{parent}"])
-        for parent in ("long", "short")
-    }
-    total = {parent: max(1, counts.total()) for parent, counts in first.items()}
-    token, count = first["long"].most_common(1)[0] if first["long"] else (-1, 0)
-    of_long, of_short = count / total["long"], first["short"][token] / total["short"]
-    if of_long < OPENED or of_short > 1 - OPENED:
-        raise RpamError(
-            f"patterns.jsonl: token {token} begins {100 * of_long:.0f} % of Long's answers and {100 * of_short:.0f} % "
-            f"of Short's, so that no first token tells them apart, as `dial.by: decision` needs (at least "
-            f"{100 * OPENED:.0f} and at most {100 - 100 * OPENED:.0f} %). If the prompt itself opens the think block, "
-            "set `merge.think_prefill: drop`; else `dial.by: fit`, with `prices`."
-        )
-    return token
 
 
 def _states(run: Run, fitted: Coefficients, rows: Sequence[Mapping[str, Any]], token: int) -> DecisionStates:

@@ -35,7 +35,7 @@ from rpam_lite.fit.grouping import grouping
 from rpam_lite.merge.apply import MergedSource
 from rpam_lite.merge.decision import with_decision
 from rpam_lite.merge.verify import verify
-from rpam_lite.pipeline.deciding import opening_token
+from rpam_lite.patterns.opening import opening_token
 from rpam_lite.streaming.activations import CalibrationSet
 from rpam_lite.streaming.ends import Ends
 from rpam_lite.streaming.passes import Streamed

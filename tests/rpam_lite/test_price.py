@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from quant.frontier import cheapest_above, most_accurate_within
 from rpam_lite.errors import RpamError
-from rpam_lite.patterns.price import both_answers, family, priced, regret, set_aside
+from rpam_lite.patterns.price import both_answers, family, priced, regret, set_aside, with_estimates
 from rpam_lite.patterns.rule import Score, cost
 from rpam_lite.recipe import Dial, Fit, Recipe, Setting, load_recipe, with_dial
 from tests.conftest import ROOT
@@ -147,6 +147,22 @@ def test_both_parents_answers_weigh_as_often_as_they_are_right() -> None:
     traces, weights = both_answers(rows)
     assert [(t.key, t.label) for t in traces] == [("a", "long"), ("a", "short"), ("b", "long"), ("c", "long")]
     assert weights == [1.0, 0.25, 0.5, 1.0]
+
+
+def test_a_parent_that_was_never_asked_counts_as_right_as_the_other_in_its_usual_tokens() -> None:
+    unasked = {"samples_long": 0, "correct_long": 0, "tokens_long": None, "response_long": None}
+    rows = [
+        row(4, 4, tokens_long=40),
+        row(4, 4, tokens_long=60),
+        row(4, 4) | unasked,
+        row(4, 3) | unasked | {"level": 9},
+    ]
+    rows.append(row(2, 0, tokens_long=200) | {"level": 2})
+    found = with_estimates(rows)
+    assert [r["tokens_long"] for r in found] == [40, 60, 50, 100, 200]  # of level 9 none was asked
+    assert regret(found[2], price=100) == pytest.approx(-4)
+    assert regret(found[3], price=100) == pytest.approx(-9)
+    assert rows[2]["tokens_long"] is None
 
 
 @pytest.mark.parametrize(
