@@ -115,7 +115,7 @@ def merged_files(run: Run, method: str, models: Path) -> dict[str, Path]:
 def member_files(run: Run, method: str, models: Path) -> dict[str, Path]:
     """GGUF files of all members of a method's dial by name, made unless they are there; none without a dial."""
     made = "-".join(fingerprint(STAGES[name], run.recipe)[:8] for name in ("label", "capture", "fit"))
-    wanted = {setting: models / f"{setting.stem}-{made}.gguf" for setting in run.recipe.dial.settings}
+    wanted = {setting: models / f"{setting.stem}-{made}.gguf" for setting in run.recipe.family.settings}
     names = {s: s.name if method == OURS else f"{method}, {s.name}" for s in wanted}
     if not all(file.exists() for file in wanted.values()):
         ensure(run, "fit")

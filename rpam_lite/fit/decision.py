@@ -11,9 +11,9 @@ gap is the logit of the opening token less the largest other one. r minimises th
     sum_q |u_q| log(1 + exp(-sign(u_q) z(q))) / sum_q |u_q|  +  ridge / 2 * E[(r . h')^2]
 
 where u_q is the regret of answering in short at a price of a token (`rpam_lite.patterns.price`), and the h' are states
-within answers: there the row must stay quiet. One direction, along which every decision state has the same
-product, is not penalised but for 1e-3: it is the bias. A budget of tokens sets the price, and what is still
-missing, the bias.
+within answers: there the row must stay quiet (1e-2 of their mean square is added in every direction). One
+direction, along which every decision state has nearly the same product, has a penalty of its own, 1e-3: it is the
+bias. A budget of tokens sets the price, and what is still missing, the bias.
 
 All arithmetic is in float64 and in the span of the decision states, of which there are some hundreds.
 """
@@ -34,7 +34,7 @@ Regrets = Callable[[float], Vector]  # of a price
 
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 _SEARCHED = 0.1  # the ridge at which a budget's price is looked for
-_FOLDS = 8
+_FOLDS, _FOLD_SEED = 8, 0
 _BIAS_RIDGE = 1e-3
 _HALVINGS = 20
 
@@ -52,6 +52,41 @@ class DecisionStates:
     decisions: Vector
     gaps: Vector
     elsewhere: Vector
+
+
+@dataclass(frozen=True)
+class Features:
+    """The decision states in coordinates in which the penalty is a plain sum of squares.
+
+    Attributes:
+        values: float64 [questions, features].
+        constant: The product of every state with `bias`, nearly 1, float64 [questions].
+        gaps: As of the states, float64 [questions].
+        back: Turns coefficients [features] into a row [hidden], float64 [hidden, features].
+        bias: The unpenalised row, float64 [hidden].
+    """
+
+    values: Vector
+    constant: Vector
+    gaps: Vector
+    back: Vector
+    bias: Vector
+
+    def some(self, chosen: npt.NDArray[np.bool_]) -> Features:
+        """Those of some questions."""
+        return Features(self.values[chosen], self.constant[chosen], self.gaps[chosen], self.back, self.bias)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Mean tokens of both parents' answers to every question, float64 [questions] each."""
+
+    long: Vector
+    short: Vector
+
+    def mean(self, z: Vector) -> float:
+        """Of an answer, where z above 0 is answered in long."""
+        return float(np.where(z > 0, self.long, self.short).mean())
 
 
 @dataclass(frozen=True)
@@ -73,23 +108,6 @@ class DecisionFit:
     tokens: float
 
 
-@dataclass(frozen=True)
-class Features:
-    """The decision states in coordinates in which the penalty is a plain sum of squares.
-
-    Attributes:
-        values: float64 [questions, features].
-        constant: The product of every state with `bias`, nearly 1, float64 [questions].
-        back: Turns coefficients [features] into a row [hidden], float64 [hidden, features].
-        bias: The unpenalised row, float64 [hidden].
-    """
-
-    values: Vector
-    constant: Vector
-    back: Vector
-    bias: Vector
-
-
 def features_of(states: DecisionStates) -> Features:
     """Whiten the decision states by what the states within answers are like."""
     hidden = states.decisions.shape[1]
@@ -101,118 +119,138 @@ def features_of(states: DecisionStates) -> Features:
     values = left * sizes
     back = scipy.linalg.solve_triangular(root.T, right.T, lower=False)
     flat = sizes / (sizes**2 + 1e-6 * sizes[0] ** 2) * left.sum(0)
-    return Features(values, values @ flat, back, back @ flat)
+    return Features(values, values @ flat, states.gaps, back, back @ flat)
 
 
-def fit_logistic(features: Features, gaps: Vector, regrets: Vector, ridge: float) -> Vector:
-    """Coefficients of the features and, last, of the bias, float64 [features + 1]."""
-    weights, signs = np.abs(regrets) / np.abs(regrets).sum(), np.sign(regrets)
+def fit_logistic(features: Features, regrets: Vector, ridge: float) -> Vector:
+    """Coefficients of the features and, last, of the bias, float64 [features + 1]; 0 where no regret speaks."""
     design = np.column_stack([features.values, features.constant])
+    start = np.zeros(design.shape[1])
+    if not regrets.any():
+        return start
+    weights, signs = np.abs(regrets) / np.abs(regrets).sum(), np.sign(regrets)
     penalty = np.full(design.shape[1], ridge)
     penalty[-1] = _BIAS_RIDGE
 
     def loss(x: Vector) -> tuple[float, Vector]:
-        margins = signs * (gaps + design @ x)
-        slopes = -weights * signs * _sigmoid(-margins)
+        margins = signs * (features.gaps + design @ x)
+        slopes = -weights * signs * scipy.special.expit(-margins)
         value = weights @ np.logaddexp(0, -margins) + penalty @ x**2 / 2
         return float(value), design.T @ slopes + penalty * x
 
-    start = np.zeros(design.shape[1])
     found = scipy.optimize.minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 1000})
     return np.asarray(found.x, dtype=np.float64)
 
 
-def scores(features: Features, gaps: Vector, coefficients: Vector) -> Vector:
+def scores(features: Features, coefficients: Vector) -> Vector:
     """z of every question, float64 [questions]; above 0 it is answered in long."""
-    return np.asarray(gaps + features.values @ coefficients[:-1] + features.constant * coefficients[-1])
+    return np.asarray(features.gaps + features.values @ coefficients[:-1] + features.constant * coefficients[-1])
 
 
-def unseen_scores(features: Features, gaps: Vector, regrets: Vector, ridge: float) -> Vector:
+def unseen_scores(features: Features, regrets: Vector, ridge: float) -> Vector:
     """z of every question by a row that was fitted on the other seven eighths, float64 [questions]."""
-    found = np.zeros(len(gaps))
-    fold = np.arange(len(gaps)) % _FOLDS
+    found = features.gaps.copy()
+    fold = np.random.default_rng(_FOLD_SEED).permutation(len(found)) % _FOLDS
     for own in range(_FOLDS):
-        out, kept = fold == own, fold != own
-        if out.any() and np.abs(regrets[kept]).sum() > 0:
-            found[out] = scores(_some(features, out), gaps[out], _fit_some(features, gaps, regrets, ridge, kept))
+        out = fold == own
+        if out.any():
+            found[out] = scores(features.some(out), fit_logistic(features.some(~out), regrets[~out], ridge))
     return found
 
 
-def fit_budget(
-    states: DecisionStates, regrets: Regrets, long_tokens: Vector, short_tokens: Vector, budget: float
-) -> DecisionFit:
-    """The row that keeps the mean answer within a budget and loses least by it.
+def fit_price(features: Features, regrets: Vector, price: float, tokens: Tokens) -> DecisionFit:
+    """The row that loses least at a price.
+
+    The bias is moved to where questions left out lose least: the logistic loss, for all its weights, is no utility.
 
     Args:
-        states: Of the merge on the calibration questions.
-        regrets: Of a price gives by how many points Long is worth more than Short on each, float64 [questions].
-        long_tokens: Mean tokens of Long's answers, float64 [questions].
-        short_tokens: Those of Short's.
-        budget: Mean tokens of an answer at most; below Short's own, it is never met.
+        features: Of the merge's decision states.
+        regrets: By how many points Long is worth more than Short at this price, float64 [questions].
+        price: Points of accuracy that 1000 tokens must be worth.
+        tokens: Of the parents' answers.
     """
-    features, gaps = features_of(states), states.gaps
+    ridge, unseen = _best_ridge(features, regrets)
+    return _moved(features, regrets, ridge, unseen, best_threshold(unseen, regrets), price, tokens)
+
+
+def fit_budget(features: Features, regrets: Regrets, tokens: Tokens, budget: float) -> DecisionFit:
+    """The row that keeps the mean answer within a budget and loses least by it.
+
+    What is left of a budget is not spent where thinking loses accuracy.
+
+    Args:
+        features: Of the merge's decision states.
+        regrets: Of a price gives by how many points Long is worth more than Short, float64 [questions].
+        tokens: Of the parents' answers.
+        budget: Mean tokens of an answer at most, more than Short's.
+    """
 
     def tokens_at(price: float) -> float:
-        z = scores(features, gaps, fit_logistic(features, gaps, regrets(price), _SEARCHED))
-        return float(np.where(z > 0, long_tokens, short_tokens).mean())
+        return tokens.mean(scores(features, fit_logistic(features, regrets(price), _SEARCHED)))
 
     price = _price_within(tokens_at, budget)
-    return _fit(features, gaps, regrets(price), price, long_tokens, short_tokens, budget)
+    ridge, unseen = _best_ridge(features, regrets(price))
+    shift = max(threshold(unseen, tokens, budget), best_threshold(unseen, regrets(0.0)))
+    return _moved(features, regrets(price), ridge, unseen, shift, price, tokens)
 
 
-def fit_price(
-    states: DecisionStates, regrets: Vector, price: float, long_tokens: Vector, short_tokens: Vector
+def _best_ridge(features: Features, regrets: Vector) -> tuple[float, Vector]:
+    """The ridge with the least loss on questions left out, and their z by it."""
+    unseen = {ridge: unseen_scores(features, regrets, ridge) for ridge in RIDGES}
+
+    def lost(ridge: float) -> float:
+        return float(np.abs(regrets) @ np.logaddexp(0, -np.sign(regrets) * unseen[ridge]))
+
+    best = min(RIDGES, key=lost)
+    return best, unseen[best]
+
+
+def _moved(
+    features: Features, regrets: Vector, ridge: float, unseen: Vector, shift: float, price: float, tokens: Tokens
 ) -> DecisionFit:
-    """The row that loses least at a price; arguments as of `fit_budget`, `regrets` those at this price."""
-    return _fit(features_of(states), states.gaps, regrets, price, long_tokens, short_tokens, None)
-
-
-def _fit(
-    features: Features,
-    gaps: Vector,
-    regrets: Vector,
-    price: float,
-    long_tokens: Vector,
-    short_tokens: Vector,
-    budget: float | None,
-) -> DecisionFit:
-    """A row with the ridge that does best on questions left out, its bias moved to where those keep the budget.
-
-    Without a budget, to where those lose least: the logistic loss, for all its weights, is no utility.
-    """
-    unseen = {ridge: unseen_scores(features, gaps, regrets, ridge) for ridge in RIDGES}
-    ridge = min(RIDGES, key=lambda r: float(np.abs(regrets) @ np.logaddexp(0, -np.sign(regrets) * unseen[r])))
-    shift = (
-        best_threshold(unseen[ridge], regrets)
-        if budget is None
-        else threshold(unseen[ridge], long_tokens, short_tokens, budget)
-    )
-    found, z = fit_logistic(features, gaps, regrets, ridge), unseen[ridge] - shift
+    """The row fitted on all questions, thinking above `shift` instead of 0."""
+    found, z = fit_logistic(features, regrets, ridge), unseen - shift * features.constant
     found[-1] -= shift
     row = features.back @ found[:-1] + features.bias * found[-1]
-    tokens = np.where(z > 0, long_tokens, short_tokens).mean()
-    return DecisionFit(row, price, ridge, float((z > 0).mean()), float(tokens))
+    return DecisionFit(row, price, ridge, float((z > 0).mean()), tokens.mean(z))
 
 
-def threshold(z: Vector, long_tokens: Vector, short_tokens: Vector, budget: float) -> float:
-    """The least threshold above which thinking stays within the budget, halfway to the next question below it."""
+def threshold(z: Vector, tokens: Tokens, budget: float) -> float:
+    """The least threshold above which thinking stays within the budget."""
     order = np.argsort(-z, kind="stable")
-    extra = np.cumsum((long_tokens - short_tokens)[order]) / len(z)
-    within = short_tokens.mean() + extra <= budget
-    return _below(z, int(np.argmin(within)) if not within.all() else len(z))  # the first that breaks the budget
+    extra = np.concatenate([[0.0], np.cumsum((tokens.long - tokens.short)[order]) / len(z)])
+    within = tokens.short.mean() + extra <= budget
+    # All before the first that breaks the budget; equal scores can't be parted.
+    count = int(np.argmin(within)) - 1 if not within.all() else len(z)
+    return _between(z, max((c for c in _counts(z) if c <= count), default=0))
 
 
 def best_threshold(z: Vector, regrets: Vector) -> float:
     """The threshold above which the regrets sum to most; of several the one nearest to 0."""
     gained = np.concatenate([[0.0], np.cumsum(regrets[np.argsort(-z, kind="stable")])])
-    best = np.flatnonzero(gained >= gained.max() - 1e-9)
-    return min((_below(z, int(count)) for count in best), key=abs)
+    counts = _counts(z)
+    most = max(gained[count] for count in counts)
+    return min((_between(z, count) for count in counts if gained[count] >= most - 1e-9), key=abs)
 
 
-def _below(z: Vector, count: int) -> float:
-    """Halfway between the `count` largest scores and the next one; outside of all, one unit away."""
-    ends = np.concatenate([[z.max() + 2], np.sort(z)[::-1], [z.min() - 2]])
-    return float((ends[count] + ends[count + 1]) / 2)
+def _counts(z: Vector) -> list[int]:
+    """How many of the largest scores a threshold can part from the others."""
+    ends = _ends(z)
+    return [count for count in range(len(z) + 1) if ends[count] > ends[count + 1]]
+
+
+def _between(z: Vector, count: int) -> float:
+    """A threshold between the `count` largest scores and the others: 0 if it does, else halfway or one unit away."""
+    high, low = _ends(z)[count : count + 2]
+    if low < 0 < high:
+        return 0.0
+    if np.isinf(high):
+        return float(low + 1)
+    return float(high - 1) if np.isinf(low) else float((high + low) / 2)
+
+
+def _ends(z: Vector) -> Vector:
+    return np.concatenate([[np.inf], np.sort(z)[::-1], [-np.inf]])
 
 
 def _price_within(tokens_at: Callable[[float], float], budget: float) -> float:
@@ -226,15 +264,3 @@ def _price_within(tokens_at: Callable[[float], float], budget: float) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if tokens_at(middle) > budget else (low, middle)
     return high
-
-
-def _fit_some(features: Features, gaps: Vector, regrets: Vector, ridge: float, kept: npt.NDArray[np.bool_]) -> Vector:
-    return fit_logistic(_some(features, kept), gaps[kept], regrets[kept], ridge)
-
-
-def _some(features: Features, kept: npt.NDArray[np.bool_]) -> Features:
-    return Features(features.values[kept], features.constant[kept], features.back, features.bias)
-
-
-def _sigmoid(x: Vector) -> Vector:
-    return np.asarray(scipy.special.expit(x), dtype=np.float64)

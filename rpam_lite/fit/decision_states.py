@@ -36,29 +36,31 @@ def decision_states(
     for _, outputs in hidden_states(model, ids, micro_batches([len(t) for t in ids], micro_tokens)):  # noqa: B007
         pass  # of the last decoder layer, at the end
     # The state that chooses an answer's first token is a decision; all that follow are within the answer.
-    inside = torch.cat([h[answers.target_positions(q)[1:]] for q, h in enumerate(outputs[len(prompts) :])])
-    every = max(1, -(-len(inside) // MOST_ELSEWHERE))
+    places = [(q, int(at)) for q in range(len(answers)) for at in answers.target_positions(q)[1:]]
+    every = max(1, -(-len(places) // MOST_ELSEWHERE))
+    inside = torch.stack([outputs[len(prompts) + q][at] for q, at in places[::every]])
     decisions = _normed(model, torch.stack([h[-1] for h in outputs[: len(prompts)]]))
-    gaps = token_gaps(model.ends, decisions, model.lambda_of, token, model.dtype)
-    elsewhere = _normed(model, inside[::every])
-    return DecisionStates(_as_the_head_sees(model, decisions), _exact(gaps), _as_the_head_sees(model, elsewhere))
+    gaps = [token_gaps(model.ends, some, model.lambda_of, token) for some in torch.split(decisions, micro_tokens)]
+    elsewhere = _normed(model, inside)
+    return DecisionStates(
+        _as_the_head_sees(model, decisions), _exact(torch.cat(gaps)), _as_the_head_sees(model, elsewhere)
+    )
 
 
 @torch.no_grad()
-def token_gaps(ends: Ends, normed: torch.Tensor, lambda_of: LambdaOf, token: int, dtype: torch.dtype) -> torch.Tensor:
+def token_gaps(ends: Ends, normed: torch.Tensor, lambda_of: LambdaOf, token: int) -> torch.Tensor:
     """Logit of one token less the largest of all others, float32 [positions], on the host.
 
     Args:
         ends: The model's ends.
-        normed: Hidden states after the final norm [positions, hidden].
+        normed: Hidden states after the final norm, float32 [positions, hidden].
         lambda_of: Lambda by tensor name.
         token: Its id.
-        dtype: Type of the head's arithmetic; logits are taken in fp32.
     """
     own = others = torch.full((len(normed),), -torch.inf, device=ends.device)
     for start, pair in ends.head_chunks():
-        head = merged_tensor(pair, lambda_of(ends.skeleton.head), dtype)
-        logits = ends.skeleton.logits(normed.to(ends.device, dtype), head).float()
+        head = merged_tensor(pair, lambda_of(ends.skeleton.head), torch.float32)
+        logits = ends.skeleton.logits(normed.to(ends.device), head)
         if start <= token < start + len(head):
             own = logits[:, token - start].clone()
             logits[:, token - start] = -torch.inf
@@ -67,8 +69,8 @@ def token_gaps(ends: Ends, normed: torch.Tensor, lambda_of: LambdaOf, token: int
 
 
 def _normed(model: Streamed, states: torch.Tensor) -> torch.Tensor:
-    tail = merged_tail(model.ends, model.lambda_of, model.dtype)
-    return model.skeleton.final_norm(states.to(model.skeleton.device, model.dtype), tail)
+    tail = merged_tail(model.ends, model.lambda_of, torch.float32)
+    return model.skeleton.final_norm(states.to(model.skeleton.device).float(), tail)
 
 
 def _as_the_head_sees(model: Streamed, normed: torch.Tensor) -> Vector:

@@ -10,6 +10,10 @@ from rpam_lite.fit.gradient import joint_gradient
 from rpam_lite.fit.problem import Problem, Reducer, Stores, weighted_terms
 from rpam_lite.fit.setup import with_batches
 
+# A merge with a decision row mostly thinks, and a chain of thought has more to lose. Chosen among 1, 3 and 10 on
+# calibration questions (docs/log.md).
+LONG_SIDE = 3.0
+
 
 def loss_of_the_other_parent(
     problem: Problem, own: Sequence[int], micro_tokens: int, open_stores: Callable[[Problem], Stores], reduce: Reducer
@@ -62,10 +66,10 @@ def answer_shares(weights: torch.Tensor, is_long: torch.Tensor, long_weight: flo
     Args:
         weights: How often its parent is right there, float32 [traces].
         is_long: Which traces are Long's.
-        long_weight: Weight of Long's answers together; that of Short's is 1.
+        long_weight: Weight of Long's answers together, in units of `LONG_SIDE` times that of Short's.
     """
     shares = torch.zeros_like(weights)
-    for side, weight in ((is_long, long_weight), (~is_long, 1.0)):
+    for side, weight in ((is_long, LONG_SIDE * long_weight), (~is_long, 1.0)):
         if side.any():
             shares[side] = weight * weights[side] / weights[side].sum()
     return shares / shares.sum()

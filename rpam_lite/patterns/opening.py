@@ -18,12 +18,14 @@ def opening_token(rows: Sequence[Mapping[str, Any]]) -> int:
     Raises:
         RpamError: There is none.
     """
-    first = {
+    first: dict[str, Counter[int]] = {
         parent: Counter(row[f"response_{parent}"][0] for row in rows if row[f"response_{parent}"])
         for parent in ("long", "short")
     }
     total = {parent: max(1, counts.total()) for parent, counts in first.items()}
-    token, count = first["long"].most_common(1)[0] if first["long"] else (-1, 0)
+    if not first["long"]:
+        raise RpamError("patterns.jsonl: holds no answer of Long's, so that no token opens them; add harder questions.")
+    ((token, count),) = first["long"].most_common(1)
     of_long, of_short = count / total["long"], first["short"][token] / total["short"]
     if of_long < OPENED or of_short > 1 - OPENED:
         raise RpamError(

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from rpam_lite.pipeline.stage import Run
 
+SCRATCH = "scratch"  # encoded layers and states of an unfinished stage
+
 
 def parent_gguf(run: Run, parent: str) -> Path:
     """The parent as GGUF, made by the label stage."""

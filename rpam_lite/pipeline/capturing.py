@@ -7,13 +7,14 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from rpam_lite.checkpoint.files import write_json
+from rpam_lite.pipeline.artefacts import SCRATCH
+from rpam_lite.pipeline.deciding import check_decidable
 from rpam_lite.pipeline.stage import Run
-from rpam_lite.pipeline.traces import calibration_traces, seen_rows
+from rpam_lite.pipeline.traces import calibration_traces
 
 if TYPE_CHECKING:
     from rpam_lite.streaming.top_k import TopK
 
-SCRATCH = "scratch"  # encoded layers and states of an unfinished stage
 # Error of the weights relative to the task vector above which a codec is too coarse.
 CODEC_ERROR_LIMIT = 0.3
 
@@ -24,7 +25,6 @@ def run_capture(run: Run) -> None:
 
     from rpam_lite.fit.batches import micro_batches
     from rpam_lite.fit.setup import largest_top_k, open_weights, plan_recipe
-    from rpam_lite.patterns.opening import opening_token
     from rpam_lite.pipeline.memory import advice
     from rpam_lite.streaming.activations import PARENTS
     from rpam_lite.streaming.capture import capture
@@ -34,12 +34,13 @@ def run_capture(run: Run) -> None:
 
     recipe, settings, folder = run.recipe, run.recipe.capture, run.of("capture")
     torch.set_num_threads(recipe.threads)
-    if recipe.dial.decides:
-        opening_token(seen_rows(run))  # or no row could decide at the end
     traces = calibration_traces(run)
+    if recipe.family.decides:
+        check_decidable(run)  # or no row could decide at the end
     chosen, questions = traces.chosen, traces.questions
     per_label = {name: sum(q.label == name for q in chosen) for name in PARENTS}
-    run.say(f"calibration set: {per_label['long']} long and {per_label['short']} short questions")
+    what = "answers" if recipe.family.settings else "questions"
+    run.say(f"calibration set: {per_label['long']} long and {per_label['short']} short {what}")
     planned = plan_recipe(recipe, questions, run.folder)
     run.say(plan_table(planned.plan, planned.budget))
     scratch = folder / SCRATCH

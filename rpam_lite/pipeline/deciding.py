@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rpam_lite.pipeline.capturing import SCRATCH
+from rpam_lite.errors import RpamError
+from rpam_lite.pipeline.artefacts import SCRATCH
 from rpam_lite.pipeline.memory import advice
 from rpam_lite.pipeline.stage import Run
 from rpam_lite.pipeline.traces import seen_rows
@@ -17,6 +18,26 @@ if TYPE_CHECKING:
     from rpam_lite.fit.decision import DecisionFit, DecisionStates
     from rpam_lite.recipe import Setting
     from rpam_lite.streaming.merged import LambdaOf
+
+
+def check_decidable(run: Run) -> None:
+    """Refuse a dial for which no row can be fitted, before anything is computed for it.
+
+    Raises:
+        RpamError: No token tells Long's answers from Short's, or a budget is below Short's own tokens.
+    """
+    from rpam_lite.patterns.opening import opening_token
+    from rpam_lite.patterns.price import with_estimates
+
+    opening_token(seen_rows(run))
+    rows = with_estimates(seen_rows(run))
+    least = sum(row["tokens_short"] for row in rows) / sum(row["tokens_long"] for row in rows)
+    for budget in run.recipe.family.budgets:
+        if budget <= least:
+            raise RpamError(
+                f"`dial.budgets` {budget:g}: Short's own answers have {100 * least:.1f} % of Long's mean tokens; "
+                "no merge of them has fewer."
+            )
 
 
 def decided_members(run: Run, fitted: Coefficients) -> dict[Setting, tuple[Coefficients, dict[str, Any]]]:
@@ -35,25 +56,24 @@ def decided_members(run: Run, fitted: Coefficients) -> dict[Setting, tuple[Coeff
     import numpy as np
 
     from rpam_lite.fit.coefficients import DecisionRow
-    from rpam_lite.fit.decision import fit_budget, fit_price
+    from rpam_lite.fit.decision import Tokens, Vector, features_of, fit_budget, fit_price
     from rpam_lite.patterns.opening import opening_token
     from rpam_lite.patterns.price import regret, with_estimates
 
     rows = with_estimates(seen_rows(run))
-    token = opening_token(rows)
-    states = _states(run, fitted, rows, token)
-    tokens = {parent: np.array([float(row[f"tokens_{parent}"]) for row in rows]) for parent in ("long", "short")}
+    token = opening_token(seen_rows(run))
+    features = features_of(_states(run, fitted, rows, token))
+    tokens = Tokens(*(np.array([float(row[f"tokens_{parent}"]) for row in rows]) for parent in ("long", "short")))
 
-    def regrets(price: float) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    def regrets(price: float) -> Vector:
         return np.array([regret(row, price) for row in rows])
 
     members: dict[Setting, tuple[Coefficients, dict[str, Any]]] = {}
-    for setting in run.recipe.dial.settings:
-        found = (
-            fit_price(states, regrets(setting.value), setting.value, tokens["long"], tokens["short"])
-            if setting.kind == "price"
-            else fit_budget(states, regrets, tokens["long"], tokens["short"], setting.value * tokens["long"].mean())
-        )
+    for setting in run.recipe.family.settings:
+        if setting.kind == "price":
+            found = fit_price(features, regrets(setting.value), setting.value, tokens)
+        else:
+            found = fit_budget(features, regrets, tokens, setting.value * float(tokens.long.mean()))
         run.say(
             f"{setting.name}: thinks on {100 * found.thinks:.0f} % of the questions that a row was not fitted on, "
             f"{found.tokens:.1f} tokens a question by the parents' answers"
@@ -64,12 +84,14 @@ def decided_members(run: Run, fitted: Coefficients) -> dict[Setting, tuple[Coeff
 
 
 def _states(run: Run, fitted: Coefficients, rows: Sequence[Mapping[str, Any]], token: int) -> DecisionStates:
-    """Run the merge once over all prompts and the captured answers."""
+    """Run the merge once over all prompts and the captured answers, in the way that the fit was planned."""
     import torch
 
+    from rpam_lite.device import release_memory
     from rpam_lite.fit.decision_states import decision_states
     from rpam_lite.fit.setup import open_weights, plan_recipe
     from rpam_lite.streaming.activations import CalibrationSet, load_questions
+    from rpam_lite.streaming.machine import device_of
     from rpam_lite.streaming.passes import Streamed
 
     answers = load_questions(run.of("capture"))
@@ -80,7 +102,8 @@ def _states(run: Run, fitted: Coefficients, rows: Sequence[Mapping[str, Any]], t
         is_long=torch.cat([torch.zeros(len(prompts), dtype=torch.bool), answers.is_long]),
         positions=[*(torch.tensor([len(p) - 1]) for p in prompts), *answers.positions],
     )
-    planned = plan_recipe(run.recipe, both, run.folder, run.of("capture"))
+    release_memory(device_of(run.recipe.memory))  # what the fit held is free for this
+    planned = plan_recipe(run.recipe, answers, run.folder, run.of("capture"))
     with advice(planned):
         source, ends = open_weights(planned, both, run.of("fit") / SCRATCH)
         model = Streamed(source, ends, _lambda_of(fitted, planned.skeleton.device), planned.plan.way.dtype)

@@ -15,7 +15,7 @@ from rpam_lite.pipeline.artefacts import parent_gguf
 from rpam_lite.pipeline.measuring import Asking, Row, measure_rows, row_key, write_coefficients_gguf
 from rpam_lite.pipeline.stage import Run, identity, parent_folders
 from rpam_lite.pipeline.traces import unseen_keys
-from rpam_lite.recipe import OURS, Setting
+from rpam_lite.recipe import Setting
 
 if TYPE_CHECKING:
     from quant.frontier import Choice
@@ -72,7 +72,7 @@ def choose_member(run: Run, members: Mapping[Setting, Coefficients]) -> Setting:
             }
         )
     target = summarize(long, run.recipe.eval.long_think_tokens)
-    choice, wish = _wished(run.recipe.dial, rows, target.accuracy, target.tokens)
+    choice, wish = _wished(run.recipe.family, rows, target.accuracy, target.tokens)
     taken, setting = rows[choice.index], list(members)[choice.index]
     told = {
         "version": 2,
@@ -124,7 +124,7 @@ def other_members(run: Run) -> dict[Setting, Coefficients]:
     """The fitted members that were not taken; none without a dial."""
     from rpam_lite.fit.coefficients import load
 
-    if not run.recipe.dial.settings or run.recipe.merge.method != OURS:
+    if not run.recipe.family.settings:
         return {}
     told = read_json(run.of("fit") / FRONTIER, "the dial's frontier")
     settings = [Setting(row["kind"], row["value"]) for i, row in enumerate(told["members"]) if i != told["index"]]

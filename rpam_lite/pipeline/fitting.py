@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rpam_lite.checkpoint.files import write_json
 from rpam_lite.errors import RpamError
-from rpam_lite.pipeline.capturing import SCRATCH
+from rpam_lite.pipeline.artefacts import SCRATCH
 from rpam_lite.pipeline.deciding import decided_members
 from rpam_lite.pipeline.dial import choose_member, member_folder, unseen_questions
 from rpam_lite.pipeline.memory import advice
@@ -40,12 +40,12 @@ def run_fit(run: Run) -> None:
                 raise RpamError("`fit.preset: release` fits in one process; run `rpam fit` without torchrun.")
             members: dict[float | None, Fitted] = {None: fit_as_released(run)}
         else:
-            if run.recipe.dial.settings:
+            if run.recipe.family.settings:
                 unseen_questions(run)  # or nothing could be chosen at the end
             members = fit_share(run, group.rank, group.world, group.reduce)
     if group.rank:
         return
-    fitted, log = _take_member(run, _family(run, members)) if run.recipe.dial.settings else members[None]
+    fitted, log = _take_member(run, _family(run, members)) if run.recipe.family.settings else members[None]
     if run.recipe.fit.preset != "release":
         _say_result(run, log)
     coefficients.save(fitted, run.of("fit") / "coefficients.json")
@@ -58,7 +58,7 @@ def _family(run: Run, members: dict[float | None, Fitted]) -> dict[Setting, Fitt
     """The members of the dial: one fit each, or the one fit with a decision row each."""
     from rpam_lite.recipe import Setting
 
-    if not run.recipe.dial.decides:
+    if not run.recipe.family.decides:
         return {Setting("price", price): fitted for price, fitted in members.items() if price is not None}
     fitted, log = members[None]
     return {setting: (own, log | {"decision": told}) for setting, (own, told) in decided_members(run, fitted).items()}
@@ -136,10 +136,10 @@ def _shares(
     from rpam_lite.fit.shares import answer_shares, loss_of_the_other_parent, priced_shares
 
     is_long, long_weight = problem.questions.is_long, run.recipe.fit.long_weight
-    if not run.recipe.dial.settings:
+    if not run.recipe.family.settings:
         return {None: question_shares(problem.questions, long_weight)}
     weights = {price: torch.tensor(found) for price, found in calibration_traces(run).weights.items()}
-    if run.recipe.dial.decides:
+    if run.recipe.family.decides:
         return {None: answer_shares(weights[None], is_long, long_weight)}
     prices = {price: found for price, found in weights.items() if price is not None}
     for price, found in prices.items():

@@ -74,14 +74,15 @@ def write_adapter(run: Run, folder: Path, over: str, rank: int, floor: float) ->
     from export.gguf.adapter import write_adapter_gguf
     from export.lora import write_lora
     from rpam_lite.checkpoint.aligned import AlignedSource
+    from rpam_lite.merge.decision import DecidingSource
 
     if over not in ("long", "short"):
         raise RpamError(f"--over {over}: must be long or short.")
     _require_fit(run)
-    merged, config, _ = merged_source(run)
+    merged, _, _ = merged_source(run)
+    if isinstance(merged, DecidingSource):
+        raise RpamError(f"The merge has a decision row, for which an adapter has no place; {_WITHOUT_ROW}")
     long, short, donor = run.pair()
-    if config.get("tie_word_embeddings") != donor.config.get("tie_word_embeddings"):
-        raise RpamError(f"The merge's head is a tensor of its own, and the parents' is their embedding; {_WITHOUT_ROW}")
     parent = long if over == "long" else short
     if not parent.as_stored:
         raise RpamError(f"--over {over}: is an adapter itself; an adapter needs a whole checkpoint below it.")

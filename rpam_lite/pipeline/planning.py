@@ -19,7 +19,7 @@ from rpam_lite.streaming.plan import Budget, ModelSize, Plan, WorkSize, choose, 
 from rpam_lite.streaming.plan_table import UNLIMITED, plan_table
 from rpam_lite.streaming.shapes import config_of_shape, shape_of_hub_id
 from rpam_lite.streaming.skeleton import Skeleton, load_config
-from rpam_lite.streaming.work import estimated_work
+from rpam_lite.streaming.work import estimated_work, traces_of
 
 CARDS = (8, 12, 16, 24)
 # What a card's own display, driver and torch's context take away from it.
@@ -127,7 +127,7 @@ def plan_cards(
         raise RpamError("`rpam plan` needs a recipe, or --shape with the name of a well-known model.")
     memory = recipe.memory if recipe else None
     cut = recipe.capture.answer_tokens if recipe else None
-    questions = questions or (2 * recipe.capture.questions_per_class if recipe else 128)
+    questions = questions or (traces_of(recipe) if recipe else 128)
     tokens = tokens or (2 * cut if cut else 256)
     work = estimated_work(recipe, questions, tokens)
     model = model_size(Skeleton(config))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ class Traces:
 
     chosen: list[LabelledQuestion]
     questions: CalibrationSet
-    weights: dict[float | None, list[float]]
+    weights: Mapping[float | None, list[float]]
 
 
 def calibration_traces(run: Run) -> Traces:
@@ -35,23 +36,24 @@ def calibration_traces(run: Run) -> Traces:
     from rpam_lite.patterns.price import both_answers, family
     from rpam_lite.streaming.capture import calibration_set, choose_questions
 
-    settings, dial = run.recipe.capture, run.recipe.dial
+    settings, dial = run.recipe.capture, run.recipe.family
     rows = seen_rows(run)
     chosen = choose_questions(labelled(rows), settings.questions_per_class, run.recipe.seed)
-    weights: dict[float | None, list[float]] = {}
+    weights: Mapping[float | None, list[float]] = {}
     wanted = {question.key for question in chosen}
     if dial.decides:
-        chosen, weights[None] = both_answers([row for row in rows if row["key"] in wanted])
+        chosen, rights = both_answers([row for row in rows if row["key"] in wanted])
+        weights = {None: rights}
     elif dial.settings:
         found = family([row for row in rows if row["key"] in wanted], sorted(dial.prices))
         chosen = found.traces
-        weights = dict(found.weights.items())
+        weights = {price: own for price, own in found.weights.items()}  # noqa: C416 - of another type
     return Traces(chosen, calibration_set(chosen, settings), weights)
 
 
 def seen_rows(run: Run) -> list[dict[str, Any]]:
     """The rows of patterns.jsonl that the fit may read: all, but under a dial those that it sets aside."""
-    aside = set(unseen_keys(run)) if run.recipe.dial.settings else set()
+    aside = set(unseen_keys(run)) if run.recipe.family.settings else set()
     return [row for row in pattern_rows(run) if row["key"] not in aside]
 
 
@@ -62,7 +64,7 @@ def unseen_keys(run: Run) -> list[str]:
     """
     from rpam_lite.patterns.price import set_aside
 
-    return set_aside(pattern_rows(run), run.recipe.dial.questions, run.recipe.seed)
+    return set_aside(pattern_rows(run), run.recipe.family.questions, run.recipe.seed)
 
 
 def pattern_rows(run: Run) -> list[dict[str, Any]]:

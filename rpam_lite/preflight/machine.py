@@ -19,7 +19,7 @@ from rpam_lite.recipe import OURS, Recipe
 from rpam_lite.streaming.machine import budget_of, device_of
 from rpam_lite.streaming.plan import choose, describe, model_size
 from rpam_lite.streaming.skeleton import Skeleton
-from rpam_lite.streaming.work import estimated_work
+from rpam_lite.streaming.work import estimated_work, traces_of
 
 # Bits a weight of llama.cpp's common types; others are taken as 16.
 _BITS = {
@@ -62,7 +62,7 @@ def bytes_by_stage(source: ParentSource, config: Any, recipe: Recipe) -> dict[st
     hidden = config.hidden_size * config.num_hidden_layers if captured else 0
     merged = values * (4 if recipe.merge.dtype == "float32" else 2)
     gguf = values * (4 if recipe.export.type == "F32" else 2)
-    kept = estimated_work(recipe, 2 * recipe.capture.questions_per_class, _TOKENS).kept
+    kept = estimated_work(recipe, traces_of(recipe), _TOKENS).kept
     return {
         "label": 2 * gguf,
         "capture": 2 * 2 * kept * hidden,
@@ -75,7 +75,7 @@ def bytes_by_stage(source: ParentSource, config: Any, recipe: Recipe) -> dict[st
 
 def check_memory(config: Any, stored: int, recipe: Recipe, run_folder: Path) -> Iterator[Finding]:
     """Which way of working capture and fit would take, of checkpoints with `stored` bytes a parameter."""
-    questions = 2 * recipe.capture.questions_per_class
+    questions = traces_of(recipe)
     try:
         device = device_of(recipe.memory)
         work = estimated_work(recipe, questions, _TOKENS)

@@ -97,7 +97,12 @@ class Fit(Section):
     kl_tokens: Positive | None = Field(
         None, description="KL, likelihood and entropy read an answer's first so many tokens; all without it"
     )
-    long_weight: float = Field(1.0, gt=0, description="weight of a question that selects Long, by that of the others")
+    long_weight: float = Field(
+        1.0,
+        gt=0,
+        description="weight of a question that selects Long, by that of the others; under a dial `by: decision`, of "
+        "Long's answers together, of which 1 is three times Short's",
+    )
     ridge: NonNegative = Field(0.0, description="weight of lambda's variance")
     smoothness: NonNegative = Field(0.0, description="weight of lambda's squared steps from layer to layer")
     sequential: bool = Field(False, description="start with a closed-form fit of the alignment, layer by layer")
@@ -203,7 +208,7 @@ class Dial(Section):
         if self.max_tokens_share is not None and self.max_points_below_long is not None:
             raise ValueError("give `max_tokens_share` or `max_points_below_long`, not both")
         for name in ("prices", "budgets"):
-            values = getattr(self, name)
-            if len(set(values)) < len(values):
-                raise ValueError(f"`{name}` {list(values)} holds one twice")
+            stems = [setting.stem for setting in self.settings if setting.kind == name[:-1]]
+            if len(set(stems)) < len(stems):
+                raise ValueError(f"`{name}` {list(getattr(self, name))} holds one twice (six digits count)")
         return self

@@ -199,9 +199,14 @@ class Recipe(Section):
     eval: Eval
 
     @property
+    def family(self) -> Dial:
+        """The dial; an empty one where the merge method has no coefficients that a fit could find."""
+        return self.dial if self.merge.method == OURS else Dial()
+
+    @property
     def objective(self) -> Fit:
         """`fit`, with the `kl_form` that the dial asks for where it says none."""
-        decides = self.dial.decides and self.fit.kl_form == "auto"
+        decides = self.family.decides and self.fit.kl_form == "auto"
         return self.fit.model_copy(update={"kl_form": "execution"}) if decides else self.fit
 
     @model_validator(mode="after")
@@ -210,8 +215,24 @@ class Recipe(Section):
         if dial.settings and fit.preset in ("adamerging", "release"):
             key = "prices" if dial.prices else "budgets"
             raise ValueError(f"`dial.{key}` is not read under `fit.preset: {fit.preset}`; take one of them out")
+        if dial.decides and (told := _against_a_row(fit)):
+            raise ValueError(
+                f"{told}: under a dial `by: decision` both parents' answers are fitted; set `dial.by: fit`"
+            )
         if fit.kl_form == "execution" and not dial.decides:
             raise ValueError(
                 "`fit.kl_form: execution` leaves the choice between long and short to a dial `by: decision`; add one"
             )
         return self
+
+
+def _against_a_row(fit: Fit) -> str:
+    """What of the objective pulls one prompt to both parents at once, or reads nothing; empty if nothing does."""
+    if fit.preset == "paper":
+        return "`fit.preset: paper` draws a prompt's hidden states to one parent"
+    for term in ("alignment", "contrastive", "output_contrast"):
+        if getattr(fit, f"{term}_weight") > 0:
+            return f"`fit.{term}_weight` draws a prompt to one parent"
+    if fit.kl_tokens == 1:
+        return "`fit.kl_tokens: 1` reads the first token alone, which a row decides"
+    return ""

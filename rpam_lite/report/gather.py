@@ -63,7 +63,7 @@ def gather_origin(recipe: Recipe, recorded: Mapping[str, Any], findings: Sequenc
             parents.append(Parent(role, recorded[role]["name"], recorded[role]["sha256"], licence))
     options = ", ".join(f"{name} {value:g}" for name, value in recipe.merge.options.items())
     fitted = recipe.merge.method == OURS
-    row = ", a decision row in the head" if recipe.dial.decides else ""
+    row = ", a decision row in the head" if recipe.family.decides else ""
     preset = f" (preset {recipe.fit.preset}, one lambda a {recipe.fit.granularity}{row})" if fitted else ""
     if fitted and recipe.fit.preset == "release":
         preset = " (preset release, one lambda a weight)"

@@ -88,8 +88,11 @@ def hidden_states(
     padded = [pad_sequence([token_ids[q] for q in batch], batch_first=True) for batch in batches]
     lengths = [torch.tensor([len(token_ids[q]) for q in batch]) for batch in batches]
     real = [torch.arange(ids.shape[1]) < length.unsqueeze(1) for ids, length in zip(padded, lengths, strict=True)]
-    entered = [model.enter(ids) for ids in padded]
-    streams = [first.cpu() for first, _ in entered]
+    streams, calls = [], []
+    for ids in padded:
+        first, own = model.enter(ids)
+        streams.append(first.cpu())
+        calls.append(own)
 
     def run(layer: int, tensors: dict[str, torch.Tensor], into: list[torch.Tensor]) -> list[torch.Tensor]:
         """The layer's outputs for every micro-batch, by question; `into` may be the streams themselves."""
@@ -102,7 +105,7 @@ def hidden_states(
                     on_input(skeleton.checkpoint_name(layer, f"{name}.weight"), inputs, mask)
 
             with skeleton.linear_inputs(layer, see):
-                output = skeleton.run_layer(layer, tensors, streams[b].to(skeleton.device), entered[b][1][layer])
+                output = skeleton.run_layer(layer, tensors, streams[b].to(skeleton.device), calls[b][layer])
             check_finite(output, layer, batch)
             into[b] = output.cpu()
             for row, q in enumerate(batch):

@@ -32,6 +32,11 @@ def estimated_work(recipe: Recipe | None, questions: int, tokens: int) -> WorkSi
     )
 
 
+def traces_of(recipe: Recipe) -> int:
+    """Questions with an answer that capture and fit read at most; where a row decides, each stands twice."""
+    return 2 * recipe.capture.questions_per_class * (1 + recipe.family.decides)
+
+
 def assumed_top_k(recipe: Recipe | None) -> int:
     """Log-probabilities a position, as far as that is known before the capture."""
     return ASSUMED_TOP_K if recipe is None or recipe.capture.top_k == "auto" else recipe.capture.top_k

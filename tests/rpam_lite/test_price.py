@@ -137,6 +137,10 @@ def test_where_a_row_decides_the_fit_is_of_how_both_parents_answer() -> None:
     for dial, form, found in cases:
         changed = Recipe.model_validate(raw | {"dial": dial, "fit": {"kl_form": form}})
         assert changed.objective.form == found
+    assert not Recipe.model_validate(raw | {"merge": {"method": "ties"}}).family.settings  # nothing is fitted there
+    for wrong in ({"preset": "paper"}, {"contrastive_weight": 0.1}, {"output_contrast_weight": 1.0}, {"kl_tokens": 1}):
+        with pytest.raises(ValueError, match=r"set `dial.by: fit`"):
+            Recipe.model_validate(raw | {"fit": wrong})
     for dial, _, _ in ({}, "", ""), cases[0]:
         with pytest.raises(ValueError, match="execution` leaves the choice"):
             Recipe.model_validate(raw | {"dial": dial, "fit": {"kl_form": "execution"}})
@@ -171,6 +175,7 @@ def test_a_parent_that_was_never_asked_counts_as_right_as_the_other_in_its_usual
         (Dial, {"max_tokens_share": 0.5}, "`prices` or `budgets` is missing"),
         (Dial, {"budgets": [0.5], "by": "fit"}, "`budgets` needs `by: decision`"),
         (Dial, {"budgets": [0.5, 0.5]}, "holds one twice"),
+        (Dial, {"prices": [1000000.1, 1000000.2]}, "six digits count"),
         (Fit, {"learning_rate": 0.1}, "optimizer: adam"),
         (Fit, {"temperature": 0.2}, "contrastive_weight"),
         (Fit, {"output_temperature": 0.2}, "output_contrast_weight"),

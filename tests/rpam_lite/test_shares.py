@@ -62,8 +62,8 @@ def test_a_side_weighs_its_regrets_by_what_the_other_parent_loses_there() -> Non
     assert (doubled / doubled[0]).tolist() == pytest.approx([1, 1 / 3, (4 / 5) / (60 / 100), 0])
 
 
-def test_both_sides_answers_weigh_alike_however_many_there_are() -> None:
+def test_longs_answers_together_weigh_three_times_shorts_however_many_there_are() -> None:
     rights, is_long = torch.tensor([1.0, 0.5, 0.5, 0.25]), torch.tensor([True, True, True, False])
-    assert answer_shares(rights, is_long, 1.0).tolist() == pytest.approx([0.25, 0.125, 0.125, 0.5])
-    assert answer_shares(rights, is_long, 3.0)[is_long].sum() == pytest.approx(0.75)
+    assert answer_shares(rights, is_long, 1.0).tolist() == pytest.approx([0.375, 0.1875, 0.1875, 0.25])
+    assert answer_shares(rights, is_long, 1 / 3)[is_long].sum() == pytest.approx(0.5)
     assert answer_shares(rights[:3], is_long[:3], 1.0).tolist() == pytest.approx([0.5, 0.25, 0.25])
