@@ -97,7 +97,7 @@ def with_fit(recipe: Recipe, granularity: str) -> Recipe:
 def capture_set(run: Run, questions: CalibrationSet, folder: Path) -> None:
     """Both parents' states on one calibration set."""
     planned = plan_recipe(run.recipe, questions, folder)
-    source, ends = open_weights(planned, questions, folder / "scratch")
+    source, ends = open_weights(planned, questions.token_ids, folder / "scratch")
     batches = micro_batches([len(t) for t in questions.token_ids], planned.plan.way.micro_tokens)
     capture(source, ends, questions, batches, run.recipe.capture.top_k, folder, planned.plan.way.dtype)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -99,17 +100,17 @@ def work_size(questions: CalibrationSet, top_k: int) -> WorkSize:
     )
 
 
-def open_weights(planned: Planned, questions: CalibrationSet, scratch: Path) -> tuple[WeightSource, Ends]:
-    """Load what the plan keeps at hand."""
+def open_weights(planned: Planned, token_ids: Sequence[torch.Tensor], scratch: Path) -> tuple[WeightSource, Ends]:
+    """Load what the plan keeps at hand; `token_ids` are all that will be looked up."""
     way, skeleton = planned.plan.way, planned.skeleton
     source = WeightSource(planned.long, planned.short, skeleton, way.codec, way.residency, skeleton.device, scratch)
-    ends = Ends(planned.long, planned.short, skeleton, questions.token_ids, way.chunk_rows, way.keep_head)
+    ends = Ends(planned.long, planned.short, skeleton, token_ids, way.chunk_rows, way.keep_head)
     return source, ends
 
 
 def open_problem(recipe: Recipe, planned: Planned, questions: CalibrationSet, captured: Path, scratch: Path) -> Problem:
     """The objective, without any questions yet: `with_batches` gives them."""
-    source, ends = open_weights(planned, questions, scratch)
+    source, ends = open_weights(planned, questions.token_ids, scratch)
     fit = recipe.objective
     return Problem(
         skeleton=planned.skeleton,

@@ -90,22 +90,16 @@ def _states(run: Run, fitted: Coefficients, rows: Sequence[Mapping[str, Any]], t
     from rpam_lite.device import release_memory
     from rpam_lite.fit.decision_states import decision_states
     from rpam_lite.fit.setup import open_weights, plan_recipe
-    from rpam_lite.streaming.activations import CalibrationSet, load_questions
+    from rpam_lite.streaming.activations import load_questions
     from rpam_lite.streaming.machine import device_of
     from rpam_lite.streaming.passes import Streamed
 
     answers = load_questions(run.of("capture"))
     prompts = [torch.tensor(row["prompt_ids"]) for row in rows]
-    both = CalibrationSet(
-        token_ids=[*prompts, *answers.token_ids],
-        prompt_lengths=[*map(len, prompts), *answers.prompt_lengths],
-        is_long=torch.cat([torch.zeros(len(prompts), dtype=torch.bool), answers.is_long]),
-        positions=[*(torch.tensor([len(p) - 1]) for p in prompts), *answers.positions],
-    )
     release_memory(device_of(run.recipe.memory))  # what the fit held is free for this
     planned = plan_recipe(run.recipe, answers, run.folder, run.of("capture"))
     with advice(planned):
-        source, ends = open_weights(planned, both, run.of("fit") / SCRATCH)
+        source, ends = open_weights(planned, [*prompts, *answers.token_ids], run.of("fit") / SCRATCH)
         model = Streamed(source, ends, _lambda_of(fitted, planned.skeleton.device), planned.plan.way.dtype)
         return decision_states(model, prompts, answers, token, planned.plan.way.micro_tokens)
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 from quant.records import RECORD_VERSION
 from quant.tasks.grader import GRADER_VERSION
 from rpam_lite.errors import RpamError
 from rpam_lite.patterns.label import PATTERN_VERSION
-from rpam_lite.pipeline import capturing, checking, fitting, merging, quantizing, reporting, stages, statistics
+from rpam_lite.pipeline import capturing, checking, depends, fitting, merging, quantizing, reporting, stages, statistics
 from rpam_lite.pipeline.measure import run_eval
 from rpam_lite.pipeline.names import STAGE_HELP
 from rpam_lite.pipeline.stage import (
@@ -24,40 +22,7 @@ from rpam_lite.pipeline.stage import (
     removed_files,
     why_not_done,
 )
-from rpam_lite.recipe import OURS, Dial, Recipe, with_dial
-
-
-def _merged_folders(recipe: Recipe) -> list[Path]:
-    base = recipe.parents.base
-    return list(dict.fromkeys([*parent_folders(recipe), *([base] if base is not None else [])]))
-
-
-def _fits(recipe: Recipe) -> bool:
-    """Whether the method's coefficients must be fitted."""
-    return recipe.merge.method == OURS
-
-
-def _everything(recipe: Recipe) -> list[Path]:
-    return [*_merged_folders(recipe), recipe.label.file, recipe.eval.file]
-
-
-def _captured(dial: Dial) -> dict[str, Any] | None:
-    """What the choice of traces depends on; where a row decides, no price does."""
-    keys = {"by", "questions"} if dial.decides else {"by", "questions", "prices"}
-    return dial.model_dump(include=keys) if dial.settings else None
-
-
-def _measured(recipe: Recipe) -> list[Any]:
-    """What the dial's measurements depend on."""
-    keys = {"max_tokens", "long_think_tokens"}
-    return [
-        recipe.merge.dtype,
-        recipe.export.type,
-        GRADER_VERSION,
-        RECORD_VERSION,
-        recipe.eval.model_dump(include=keys),
-    ]
-
+from rpam_lite.recipe import with_dial
 
 _MEASURED = {"method", "options", "donor"}
 
@@ -66,7 +31,7 @@ _ORDER = (
         "check",
         (),
         lambda r: r.model_dump(mode="json"),
-        _everything,
+        depends.everything,
         checking.run_check,
     ),
     Stage(
@@ -95,7 +60,7 @@ _ORDER = (
             "merge.donor": r.merge.donor,
             "memory": r.memory.model_dump(),
             "capture": r.capture.model_dump(),
-            "dial": _captured(r.family),
+            "dial": depends.captured(r.family),
         },
         parent_folders,
         capturing.run_capture,
@@ -112,11 +77,11 @@ _ORDER = (
             "memory": r.memory.model_dump(),
             "fit": r.fit.model_dump(),
             "dial": r.family.model_dump(),
-            "how the dial measures": _measured(r) if r.family.settings else None,
+            "how the dial measures": depends.measured(r) if r.family.settings else None,
         },
         parent_folders,
         fitting.run_fit,
-        applies=_fits,
+        applies=depends.fits,
     ),
     Stage(
         "statistics",
@@ -127,7 +92,7 @@ _ORDER = (
             "merge": r.merge.model_dump(include=_MEASURED),
             "memory": r.memory.model_dump(),
         },
-        _merged_folders,
+        depends.merged_folders,
         statistics.run_statistics,
         applies=statistics.is_measured,
     ),
@@ -135,7 +100,7 @@ _ORDER = (
         "merge",
         ("fit", "statistics"),
         lambda r: {"name": r.name, "seed": r.seed, "merge": r.merge.model_dump()},
-        _merged_folders,
+        depends.merged_folders,
         merging.run_merge,
     ),
     Stage(
