@@ -15,6 +15,8 @@ within answers: there the row must stay quiet (1e-2 of their mean square is adde
 direction, along which every decision state has nearly the same product, has a penalty of its own, 1e-3: it is the
 bias. A budget of tokens sets the price, and what is still missing, the bias.
 
+Self-Route (arXiv 2505.20664) chooses by a probe of hidden states too, outside of the model and by labels alone.
+
 All arithmetic is in float64 and in the span of the decision states, of which there are some hundreds.
 """
 
