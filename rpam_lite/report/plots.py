@@ -115,7 +115,7 @@ def plot_frontier(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
             )
     left.set(xlabel="mean generated tokens", ylabel="accuracy, %", title="Accuracy against tokens")
     left.grid(alpha=0.3)
-    left.legend(fontsize=8)
+    left.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=4)  # below: it must hide no merge
     merge = next(r for r in rows if r["kind"] == "merge")
     nearest = min(curve, key=lambda r: abs(r["tokens"] - merge["tokens"]))
     for row, style in ((curve[-1], "-"), (curve[0], "-"), (merge, "-"), (nearest, ":")):
@@ -130,7 +130,7 @@ def plot_frontier(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         )
     right.set(xlabel="difficulty level", ylabel="long answers, %", title="Who thinks long, and when", ylim=(-3, 103))
     right.grid(alpha=0.3)
-    right.legend(fontsize=8)
+    right.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=4)
     _save(figure, path)
 
 
