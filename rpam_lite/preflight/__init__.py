@@ -100,7 +100,9 @@ def _check_pair(recipe: Recipe, sources: dict[str, ParentSource], configs: dict[
     other = sources.get("short" if donor == "long" else "long")
     return [
         *findings,
-        *check_template(giver.folder, other.folder if other else None, recipe.merge.think_prefill),
+        *check_template(
+            giver.folder, other.folder if other else None, recipe.merge.think_prefill, recipe.family.decides
+        ),
     ]
 
 

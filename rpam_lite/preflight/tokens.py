@@ -59,13 +59,16 @@ def compare_generation(donor: Path, other: Path, where: str, donor_name: str) ->
         yield Finding("WARNING", "generation-config", message, f"keeps that of {donor_name}", "merge.donor")
 
 
-def check_template(donor: Path, other: Path | None = None, prefill: str = "keep") -> Iterator[Finding]:
+def check_template(
+    donor: Path, other: Path | None = None, prefill: str = "keep", decides: bool = False
+) -> Iterator[Finding]:
     """Whether the merge can be asked anything, and how its answers begin.
 
     Args:
         donor: Whose template is kept.
         other: The other parent.
         prefill: `merge.think_prefill`.
+        decides: Whether a decision row is to choose an answer's first token.
     """
     findings: list[Finding] = []
     template = attempt(findings, "tokenizer", partial(chat_template, donor))
@@ -78,6 +81,9 @@ def check_template(donor: Path, other: Path | None = None, prefill: str = "keep"
             effect = "is asked without that, and opens a block itself where it thinks"
             if attempt(findings, "template", partial(without_prefill, template, donor)) is not None:
                 yield Finding("INFO", "think-prefill", message, effect, "merge.think_prefill")
+        elif decides:
+            effect = "starts every answer inside that block, so that a decision row has nothing to choose; set `drop`"
+            yield Finding("WARNING", "think-prefill", message, effect, "merge.think_prefill")
         elif other is None or _opens(other):
             effect = "starts every answer inside that block; a short answer is one that closes it at once"
             yield Finding("INFO", "think-prefill", message, effect, "merge.think_prefill")
