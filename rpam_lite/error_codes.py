@@ -49,6 +49,7 @@ _CODE_OF_MODULE = {
     "rpam_lite.pipeline.labelling": "E11",
     "rpam_lite.pipeline.dial": "E11",
     "rpam_lite.pipeline.fitting": "E12",
+    "rpam_lite.pipeline.deciding": "E12",
     "rpam_lite.pipeline.merging": "E14",
     "rpam_lite.pipeline.proving": "E15",
     "rpam_lite.pipeline.evaluating": "E18",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rpam_lite.checkpoint.files import write_json
 from rpam_lite.errors import RpamError
 from rpam_lite.pipeline.artefacts import SCRATCH
-from rpam_lite.pipeline.deciding import decided_members
+from rpam_lite.pipeline.deciding import check_decidable, decided_members
 from rpam_lite.pipeline.dial import choose_member, member_folder, unseen_questions
 from rpam_lite.pipeline.memory import advice
 from rpam_lite.pipeline.release import fit_as_released
@@ -42,6 +42,8 @@ def run_fit(run: Run) -> None:
         else:
             if run.recipe.family.settings:
                 unseen_questions(run)  # or nothing could be chosen at the end
+            if run.recipe.family.decides:
+                check_decidable(run)
             members = fit_share(run, group.rank, group.world, group.reduce)
     if group.rank:
         return

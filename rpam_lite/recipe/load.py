@@ -100,6 +100,8 @@ def _all_mistakes(error: ValidationError) -> str:
             mistakes.append(f"unknown key `{place}`")
         elif item["type"] == "missing":
             mistakes.append(f"`{place}` is missing")
+        elif item["type"] == "value_error" and isinstance(item["input"], dict):  # a whole section, or the recipe
+            mistakes.append(f"{f'`{place}`: ' if place else ''}{item['ctx']['error']}")
         else:
             mistakes.append(f"`{place}` is {item['input']!r}: {item['msg']}")
     return "; ".join(mistakes) + "."

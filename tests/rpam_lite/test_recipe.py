@@ -60,5 +60,11 @@ def test_the_shipped_recipe_is_found_by_name() -> None:
 @pytest.mark.parametrize("preset", ["adamerging", "release"])
 def test_prices_are_refused_where_no_label_is_weighed(tmp_path: Path, preset: str) -> None:
     file = write(tmp_path, fit={"preset": preset}, dial={"prices": [0, 100]})
-    with pytest.raises(RpamError, match=rf"`dial\.prices` is not read under `fit\.preset: {preset}`"):
+    with pytest.raises(RpamError, match=rf"mine\.yaml: `dial\.prices` is not read under `fit\.preset: {preset}`"):
+        load_recipe(file)
+
+
+def test_a_mistake_of_a_whole_section_names_it_and_does_not_print_it(tmp_path: Path) -> None:
+    file = write(tmp_path, dial={"by": "fit", "budgets": [0.5]})
+    with pytest.raises(RpamError, match=r"yaml: `dial`: `budgets` needs `by: decision`"):
         load_recipe(file)

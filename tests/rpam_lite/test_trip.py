@@ -257,6 +257,13 @@ def test_the_release_preset_goes_all_the_way(trip: Path, tmp_path: Path) -> None
     assert "not read under this preset: `fit.granularity`" in output
 
 
+def refused_budget(folder: Path) -> str:
+    """What is said of a budget that Short alone breaks."""
+    result = rpam_here("fit", "tiny.yaml", "--budget", "0.01", cwd=folder)
+    assert result.returncode == 1
+    return result.stderr.splitlines()[-1]
+
+
 def test_a_family_by_decision_rows(trip: Path, tmp_path: Path) -> None:
     shutil.copytree(trip, tmp_path / "copy")
     output = rpam(
@@ -294,6 +301,7 @@ def test_a_family_by_decision_rows(trip: Path, tmp_path: Path) -> None:
         refused = rpam_here("export", "tiny.yaml", *option, cwd=tmp_path / "copy")
         assert refused.returncode == 1
         assert "dial.by: fit" in refused.stderr
+    assert refused_budget(tmp_path / "copy").startswith("rpam: [E12] `dial.budgets` 0.01: Short's own answers have")
 
 
 def test_a_family_of_fits(trip: Path, tmp_path: Path) -> None:
