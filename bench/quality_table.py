@@ -111,15 +111,19 @@ def write_picture(results: Mapping[str, Mapping[str, Measured]], path: Path) -> 
         policy = measured["policy"]
         plot.plot(policy["tokens"], [100 * a for a in policy["accuracy"]], "k:", linewidth=1, label="threshold policy")
         plot.plot(*_points([curve[0], curve[-1]]), "k-.", linewidth=0.7, label="a coin tossed between the parents")
-        ours = [row for row in rows if row["name"].startswith(("dial", "price", "budget", "rows", "adaptive"))]
-        others = [row for row in rows if row["kind"] == "method" and row not in ours]
+        ours = [row for row in rows if row["name"].startswith(("price", "budget"))]
+        by_fit = [row for row in rows if row["name"].startswith(("dial by fit", "adaptive"))]
+        rows_alone = [row for row in rows if row["name"].startswith("rows on")]
+        shown = [*ours, *by_fit, *rows_alone, *(row for row in rows if row["name"].startswith("dial"))]
+        others = [row for row in rows if row["kind"] == "method" and row not in shown]
         routing = [row for row in rows if row["kind"] == "routing"]
         plot.plot(*_points(others), "x", color="#2e6f9e", label="other methods")
         plot.plot(*_points(routing), "^", color="#9a5b13", label="both models, and a rule between them")
-        plot.plot(*_points(ours), "o", color="#1d7a4f", label="ours")
+        plot.plot(*_points(rows_alone), ".", color="#7a4f9e", label="decision rows on scalar 0.5")
+        plot.plot(*_points(by_fit), "o", color="#1d7a4f", fillstyle="none", label="ours, without rows")
+        plot.plot(*_points(ours), "o", color="#1d7a4f", label="ours, with decision rows")
         apart = [row for row in others if row["tokens"] > 0.1 * curve[-1]["tokens"]]  # names at Short would overlap
-        named = [row for row in ours if row["name"] != "dial"]  # which is one of its members
-        for row in [*named, *apart, *routing]:
+        for row in [*ours, *apart, *routing]:
             plot.annotate(
                 row["name"],
                 (row["tokens"], 100 * row["accuracy"]),
@@ -131,7 +135,7 @@ def write_picture(results: Mapping[str, Mapping[str, Measured]], path: Path) -> 
         plot.set(title=title, xlabel="mean generated tokens", ylabel="accuracy, %")
         plot.margins(x=0.12)  # room for names
         plot.grid(alpha=0.3)
-        plot.legend(fontsize=8, loc="lower right")
+        plot.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
