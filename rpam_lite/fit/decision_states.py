@@ -79,4 +79,4 @@ def _as_the_head_sees(model: Streamed, normed: torch.Tensor) -> Vector:
 
 
 def _exact(tensor: torch.Tensor) -> Vector:
-    return np.asarray(tensor.double().cpu().numpy())
+    return np.asarray(tensor.cpu().double().numpy())  # Apple's GPU has no float64
