@@ -28,6 +28,14 @@ if TYPE_CHECKING:
     Fitted = tuple[Coefficients, dict[str, Any]]  # with the contents of fit.json
 
 
+def refuse_dial(run: Run) -> None:
+    """Refuse a dial of which no member could be made, or none chosen at the end."""
+    if run.recipe.family.settings:
+        unseen_questions(run)
+    if run.recipe.family.decides:
+        check_decidable(run)
+
+
 def run_fit(run: Run) -> None:
     """Fit the coefficients; write them, their log and a picture."""
     from rpam_lite.fit import coefficients
@@ -40,10 +48,6 @@ def run_fit(run: Run) -> None:
                 raise RpamError("`fit.preset: release` fits in one process; run `rpam fit` without torchrun.")
             members: dict[float | None, Fitted] = {None: fit_as_released(run)}
         else:
-            if run.recipe.family.settings:
-                unseen_questions(run)  # or nothing could be chosen at the end
-            if run.recipe.family.decides:
-                check_decidable(run)
             members = fit_share(run, group.rank, group.world, group.reduce)
     if group.rank:
         return

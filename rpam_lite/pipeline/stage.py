@@ -101,6 +101,7 @@ class Stage:
         version: Raised when the form or the meaning of its files changes.
         applies: Whether a recipe needs it at all.
         completes: Files in other stages' folders that it writes anew, relative to the run folder.
+        refuses: Raises what must stop it before anything of an earlier run is removed.
     """
 
     name: str
@@ -112,6 +113,7 @@ class Stage:
     version: int = 1
     applies: Callable[[Recipe], bool] = lambda recipe: True
     completes: Callable[[Recipe], list[str]] = lambda recipe: []
+    refuses: Callable[[Run], None] = lambda run: None
 
 
 def fingerprint(stage: Stage, recipe: Recipe) -> str:
@@ -236,6 +238,7 @@ def execute(stage: Stage, stages: dict[str, Stage], run: Run) -> float:
     ours = [mark for mark in (MANIFEST, STARTED) if next(run.folder.glob(f"*/{mark}"), None)]
     if folder.exists() and not ours:
         raise RpamError(f"{folder}: is there, in a folder that no run of ours made; choose another with --runs.")
+    stage.refuses(run)
     (folder / MANIFEST).unlink(missing_ok=True)
     interrupted = started.exists() and read_json(started, "the stage's start mark") == current
     if not interrupted and not stage.keeps_files:

@@ -82,6 +82,7 @@ _ORDER = (
         parent_folders,
         fitting.run_fit,
         applies=depends.fits,
+        refuses=fitting.refuse_dial,
     ),
     Stage(
         "statistics",

@@ -302,6 +302,7 @@ def test_a_family_by_decision_rows(trip: Path, tmp_path: Path) -> None:
         assert refused.returncode == 1
         assert "dial.by: fit" in refused.stderr
     assert refused_budget(tmp_path / "copy").startswith("rpam: [E12] `dial.budgets` 0.01: Short's own answers have")
+    assert (fit / "manifest.json").exists()  # the fit that was there is there
 
 
 def test_a_family_of_fits(trip: Path, tmp_path: Path) -> None:
