@@ -30,7 +30,7 @@ def standing_in(name: str) -> Callable[[Run], None]:
 
 def do(name: str, run: Run) -> None:
     """One stage."""
-    execute(replace(STAGES[name], action=standing_in(name)), STAGES, run)
+    execute(replace(STAGES[name], action=standing_in(name), refuses=lambda run: None), STAGES, run)
 
 
 def finish(run: Run, until: str = "report") -> None:

@@ -195,7 +195,7 @@ def run(tmp_path: Path) -> Run:
 
     for name, stage in STAGES.items():
         if stage.applies(recipe):
-            execute(replace(stage, action=lambda r, name=name: leave(name)), STAGES, run)
+            execute(replace(stage, action=lambda r, name=name: leave(name), refuses=lambda r: None), STAGES, run)
     keep_recipe(recipe, run.folder)
     (run.folder / "rpam.log").touch()
     return run
