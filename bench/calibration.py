@@ -1,14 +1,15 @@
-"""How many lambdas pay at which size of the calibration set: fits on repeated draws, against the scalar curve.
+"""How many questions and how many lambdas pay: fits and decision rows on repeated draws, against the scalar curve.
 
     python -m bench.calibration [--pair DIR] [--sizes 32 128 512] [--draws 5] [--granularities layer ...]
 
-Both parents answer a large pool of calibration questions once, greedily, and the answers are labelled. Every draw
-takes a calibration set out of it, evenly over labels and levels; every granularity is fitted on the same sets. The
-merges answer held-out questions greedily in llama.cpp, and each is compared with the curve of plain interpolations
-at its own mean tokens. A fit has no chance in it, so that the spread is that of the draw.
+Both parents answer a large pool of calibration questions once, as the recipe samples its own. Every draw takes so
+many of them, evenly over the levels; every granularity is fitted on the same questions, by the pipeline's own
+stages, with a decision row for every budget. The members answer held-out questions greedily in llama.cpp, and each is
+compared with the curve of plain interpolations at its own mean tokens. A fit has no chance in it, so that the
+spread is that of the draw.
 
-Results are kept, one line a fit; interrupted, it goes on. The defaults take hours on 2 cores; `--sizes 32 128
---draws 2 --granularities layer matrix row --pool 40 --per-level 15` some tens of minutes.
+Results are kept, one line a member; interrupted, it goes on. The defaults take hours on 2 cores; `--sizes 32 128
+--draws 2 --granularities layer matrix --pool 40` some tens of minutes.
 """
 
 from __future__ import annotations
@@ -16,18 +17,19 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import random
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import torch
 
 from bench.curve import CURVE
 from bench.quality import LONG_THINK_TOKENS, ROOT, ensure, family_of, write_recipe
+from bench.quality_forms import Changes
 from quant.asking import make_requests
 from quant.frontier import gain_over_curve
 from quant.records import Record
@@ -37,25 +39,20 @@ from quant.tasks.task import Task
 from recipes.tiny.families import FAMILIES
 from recipes.tiny.questions import question_lines
 from rpam_lite.checkpoint.files import append_rows, read_rows, write_text
-from rpam_lite.fit.batches import micro_batches, question_shares
 from rpam_lite.fit.coefficients import Coefficients, scalar
-from rpam_lite.fit.joint import Fitted, fit_jointly
-from rpam_lite.fit.setup import open_problem, open_stores, open_weights, plan_recipe, with_batches
-from rpam_lite.patterns.label import labelled
 from rpam_lite.pipeline.artefacts import parent_gguf
+from rpam_lite.pipeline.capturing import run_capture
+from rpam_lite.pipeline.deciding import decided_members
+from rpam_lite.pipeline.fitting import fit_share
 from rpam_lite.pipeline.measuring import Asking, Row, measure_row, write_coefficients_gguf
 from rpam_lite.pipeline.stage import Run, fingerprint, identity
 from rpam_lite.pipeline.stages import donor_opens_think, donor_prompts
 from rpam_lite.pipeline.traces import pattern_rows
 from rpam_lite.pipeline.trip import STAGES
-from rpam_lite.recipe import Fit, Recipe, load_recipe
-from rpam_lite.streaming.activations import CalibrationSet
-from rpam_lite.streaming.capture import calibration_set, capture, choose_questions
-from rpam_lite.terminal import progress_bars
+from rpam_lite.recipe import Recipe, load_recipe
+from rpam_lite.terminal import fail_in_one_sentence, progress_bars
 
-GRANULARITIES = ("layer", "block", "matrix", "low_rank", "row")
-# With 1 the embedded pair's merges end beside Long, where the curve is as good whatever is fitted.
-LONG_WEIGHT = 0.2
+GRANULARITIES = ("scalar", "layer", "block", "matrix", "low_rank", "row")
 
 
 @dataclass(frozen=True)
@@ -63,20 +60,22 @@ class Form:
     """What is measured.
 
     Attributes:
-        sizes: Questions of a calibration set, half of either label as far as there are so many.
+        sizes: Labelled questions of a draw; a decision row is fitted on all of them.
+        per_class: Of either label at most, lambda is fitted on so many.
         draws: Calibration sets of each size.
-        granularities: Fits on each.
+        granularities: Fits of lambda on each.
+        budgets: Shares of Long's tokens, with a decision row each.
         pool: Questions a level that both parents answer.
         per_level: Held-out questions a level.
-        fit: Changes to the recipe's `fit` section.
     """
 
     sizes: tuple[int, ...]
+    per_class: int
     draws: int
     granularities: tuple[str, ...]
+    budgets: tuple[float, ...]
     pool: int
     per_level: int
-    fit: dict[str, Any]
 
 
 def open_run(pair: Path, folder: Path, form: Form, progress: Any) -> Run:
@@ -84,34 +83,46 @@ def open_run(pair: Path, folder: Path, form: Form, progress: Any) -> Run:
     pool = folder / f"calibration-{form.pool}.jsonl"
     if not pool.exists():
         write_text(pool, question_lines("calibration", form.pool, seed=1, family=FAMILIES[family_of(pair)]))
-    changes = {"label": {"questions": pool.name, "samples": 1, "temperature": 0.0}, "fit": form.fit}
+    changes: Changes = {
+        "label": {"questions": pool.name},
+        "capture": {"questions_per_class": form.per_class},
+        # Nothing is set aside to choose a member on: all of them are measured.
+        "dial": {"budgets": list(form.budgets), "questions": 1},
+    }
     return Run(load_recipe(write_recipe(pair, folder, form.per_level, changes)), folder / "run", progress, print)
 
 
-def with_fit(recipe: Recipe, granularity: str) -> Recipe:
+def with_granularity(recipe: Recipe, granularity: str) -> Recipe:
     """The recipe with another granularity."""
-    given = recipe.fit.model_dump(exclude_unset=True) | {"granularity": granularity}
-    return recipe.model_copy(update={"fit": Fit.model_validate(given)})
+    return recipe.model_copy(update={"fit": recipe.fit.model_copy(update={"granularity": granularity})})
 
 
-def capture_set(run: Run, questions: CalibrationSet, folder: Path) -> None:
-    """Both parents' states on one calibration set."""
-    planned = plan_recipe(run.recipe, questions, folder)
-    source, ends = open_weights(planned, questions.token_ids, folder / "scratch")
-    batches = micro_batches([len(t) for t in questions.token_ids], planned.plan.way.micro_tokens)
-    capture(source, ends, questions, batches, run.recipe.capture.top_k, folder, planned.plan.way.dtype)
+def drawn(rows: Sequence[dict[str, Any]], size: int, draw: int) -> list[dict[str, Any]]:
+    """So many rows of patterns.jsonl, the same number of every level, in their order."""
+    levels: dict[Any, list[str]] = {}
+    for row in rows:
+        levels.setdefault(row["level"], []).append(row["key"])
+    each = size // len(levels)
+    keys = {key for level, own in levels.items() for key in random.Random(f"{draw}-{level}").sample(own, each)}
+    return [row for row in rows if row["key"] in keys]
 
 
-def fit_set(recipe: Recipe, questions: CalibrationSet, captured: Path) -> tuple[Coefficients, Fitted]:
-    """One fit on one calibration set."""
-    scratch = captured / "scratch"
-    planned = plan_recipe(recipe, questions, captured, captured)
-    problem = open_problem(recipe, planned, questions, captured, scratch)
-    shares = question_shares(questions, recipe.fit.long_weight)
-    problem = with_batches(problem, list(range(len(questions))), shares, planned.plan.way.micro_tokens)
-    stores = open_stores(problem, planned.plan.way.store, scratch)
-    fitted = fit_jointly(problem, problem.grouping.start_values(recipe.fit.start), stores, lambda vector: vector, None)
-    return problem.grouping.coefficients(fitted.values), fitted
+def captured_run(run: Run, folder: Path, rows: Sequence[dict[str, Any]]) -> Run:
+    """A run of its own on these labelled questions, both parents' states captured."""
+    own = replace(run, folder=folder, say=lambda message: None)
+    for stage in ("label", "capture", "fit"):
+        own.of(stage).mkdir(parents=True)
+    write_text(own.of("label") / "patterns.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    run_capture(own)
+    return own
+
+
+def fitted_members(run: Run, granularity: str) -> Iterator[tuple[float, Coefficients, list[float]]]:
+    """By budget the coefficients with their row, and the losses of the one fit of lambda."""
+    own = replace(run, recipe=with_granularity(run.recipe, granularity))
+    coefficients, log = fit_share(own, 0, 1, lambda vector: vector)[None]
+    for setting, (member, _) in decided_members(own, coefficients).items():
+        yield setting.value, member, [step["loss"] for step in log["steps"]]
 
 
 def held_out(run: Run) -> Asking:
@@ -141,104 +152,117 @@ def scalar_curve(run: Run, asking: Asking, folder: Path) -> list[list[Record]]:
 
 
 def cells(run: Run, form: Form, folder: Path) -> Iterator[dict[str, Any]]:
-    """One result a fit, from the results file where it is there."""
+    """One result a member, from the results file where it is there."""
     ensure(run, "label")
-    told = [fingerprint(STAGES["label"], run.recipe), run.recipe.model_dump(mode="json", include={"capture", "fit"})]
-    told.append(identity(folder / f"evaluation-{form.per_level}.jsonl"))
-    key = hashlib.sha256(json.dumps(told, default=str).encode()).hexdigest()[:12]
-    kept, place = folder / f"results-{key}.jsonl", folder / f"records-{key}"
-    place.mkdir(exist_ok=True)
-    asking = held_out(run)
-    curve = scalar_curve(run, asking, place)
-    pool = labelled(pattern_rows(run))
-    torch.set_num_threads(run.recipe.threads)
+    told = [fingerprint(STAGES["label"], run.recipe), identity(folder / f"evaluation-{form.per_level}.jsonl")]
+    curve_place = folder / f"curve-{hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]}"
+    told.append(run.recipe.model_dump_json(include={"capture", "fit"}))
+    place = folder / f"members-{hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]}"
+    for made in (curve_place, place):
+        made.mkdir(exist_ok=True)
+    asking, kept = held_out(run), place / "results.jsonl"
+    curve = scalar_curve(run, asking, curve_place)
     for size in form.sizes:
         for draw in range(form.draws):
-            names = {g: f"{g}-{size}-{draw}" for g in form.granularities}
-            found = read_rows(kept)
-            with TemporaryDirectory() as temporary:
-                captured = Path(temporary)
-                if any(name not in found for name in names.values()):
-                    chosen = choose_questions(pool, size // 2, seed=draw)
-                    questions = calibration_set(chosen, run.recipe.capture)
-                    capture_set(run, questions, captured)
-                for granularity, name in names.items():
-                    if name not in found:
-                        coefficients, fitted = fit_set(with_fit(run.recipe, granularity), questions, captured)
-                        records = measured(run, name, coefficients, asking, place / f"{name}.jsonl")
-                        losses = [entry["loss"] for entry in fitted.curve]
-                        found[name] = {
-                            "key": name,
-                            "granularity": granularity,
-                            "size": size,
-                            "draw": draw,
-                            "questions": len(questions),
-                            "numbers": len(fitted.values),
-                            "gradients": len(losses),
-                            "loss": [losses[0], min(losses)],
-                            "tokens": summarize(records, LONG_THINK_TOKENS).tokens,
-                            **asdict(gain_over_curve(records, curve)),
-                        }
-                        append_rows(kept, [found[name]])
-                        print(line(found[name]), flush=True)
-                    yield found[name]
+            for granularity in form.granularities:
+                names = [f"{granularity}-{size}-{draw}-{budget:g}" for budget in form.budgets]
+                found = read_rows(kept)
+                if any(name not in found for name in names):
+                    rows = drawn(pattern_rows(run), size, draw)
+                    fresh = measured_draw(run, rows, granularity, asking, curve, place / f"{granularity}-{size}-{draw}")
+                    append_rows(kept, [cell | {"size": size, "draw": draw} for cell in fresh])
+                    found = read_rows(kept)
+                yield from (found[name] for name in names)
+
+
+def measured_draw(
+    run: Run,
+    rows: Sequence[dict[str, Any]],
+    granularity: str,
+    asking: Asking,
+    curve: Sequence[Sequence[Record]],
+    records: Path,
+) -> Iterator[dict[str, Any]]:
+    """One result for every budget: of the fit on these rows, with its decision row."""
+    with TemporaryDirectory() as temporary:
+        own = captured_run(run, Path(temporary), rows)
+        for budget, coefficients, losses in fitted_members(own, granularity):
+            name = f"{records.name}-{budget:g}"
+            answers = measured(run, name, coefficients, asking, records.with_name(f"{name}.jsonl"))
+            cell = {
+                "key": name,
+                "granularity": granularity,
+                "budget": budget,
+                "gradients": len(losses),
+                "loss": [losses[0], min(losses)],
+                "tokens": summarize(answers, LONG_THINK_TOKENS).tokens,
+                **asdict(gain_over_curve(answers, curve)),
+            }
+            print(line(cell), flush=True)
+            yield cell
 
 
 def line(cell: dict[str, Any]) -> str:
-    """One fit in one line."""
+    """One member in one line."""
     return (
-        f"{cell['size']} questions, draw {cell['draw']}, {cell['granularity']}: {cell['numbers']} numbers, loss "
-        f"{cell['loss'][0]:.3f} -> {cell['loss'][1]:.3f}, {100 * cell['accuracy']:.1f} % at {cell['tokens']:.1f} "
-        f"tokens, {100 * cell['gain']:+.1f} points ({100 * cell['low']:+.1f} to {100 * cell['high']:+.1f})"
+        f"{cell['key']}: loss {cell['loss'][0]:.3f} -> {cell['loss'][1]:.3f}, {100 * cell['accuracy']:.1f} % at "
+        f"{cell['tokens']:.1f} tokens, {100 * cell['gain']:+.1f} points ({100 * cell['low']:+.1f} to "
+        f"{100 * cell['high']:+.1f})"
     )
 
 
 def table(found: Sequence[dict[str, Any]]) -> str:
-    """Markdown: by size and granularity the mean gain over the draws, its spread, and how many are surely above 0."""
+    """Markdown: by size, granularity and budget the mean gain over the draws and its spread."""
     lines = [
-        "| questions | granularity | numbers | loss of the fit | tokens | right, % | over the curve, points: mean | "
-        "spread of draws | worst to best | interval above 0 |",
+        "| questions | lambdas | budget, % | loss of the fit | tokens, spread of draws | right, % | "
+        "over the curve, points: mean | spread of draws | worst to best | interval above 0 |",
         "|---:|---|" + "---:|" * 8,
     ]
-    groups: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    groups: dict[tuple[int, str, float], list[dict[str, Any]]] = {}
     for cell in found:
-        groups.setdefault((cell["size"], cell["granularity"]), []).append(cell)
-    for (_, granularity), own in groups.items():
-        gains = 100 * np.array([cell["gain"] for cell in own])
-        means = {name: float(np.mean([cell[name] for cell in own])) for name in ("tokens", "accuracy", "questions")}
-        spread = f"{gains.std(ddof=1):.1f}" if len(own) > 1 else "-"
-        loss = float(np.mean([cell["loss"][1] for cell in own]))
+        groups.setdefault((cell["size"], cell["granularity"], cell["budget"]), []).append(cell)
+    for (size, granularity, budget), own in groups.items():
+        gains, tokens = 100 * np.array([cell["gain"] for cell in own]), np.array([cell["tokens"] for cell in own])
+        accuracy, loss = np.mean([[cell["accuracy"], cell["loss"][1]] for cell in own], axis=0)
         lines.append(
-            f"| {means['questions']:.0f} | {granularity} | {own[0]['numbers']} | {loss:.3f} | {means['tokens']:.1f} | "
-            f"{100 * means['accuracy']:.1f} | {gains.mean():+.1f} | {spread} | {gains.min():+.1f} to "
+            f"| {size} | one a {granularity} | {100 * budget:g} | {loss:.3f} | {tokens.mean():.1f}{_spread(tokens)} | "
+            f"{100 * accuracy:.1f} | {gains.mean():+.1f} |{_spread(gains) or ' -'} | {gains.min():+.1f} to "
             f"{gains.max():+.1f} | {sum(cell['low'] > 0 for cell in own)} of {len(own)} |"
         )
     return "\n".join(lines)
 
 
+def _spread(values: np.ndarray) -> str:
+    return f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else ""
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description="How many lambdas pay at which size of the calibration set.")
+    parser = argparse.ArgumentParser(description="How many questions and how many lambdas pay.")
     parser.add_argument("--pair", type=Path, default=ROOT / "recipes/tiny", help="folder of a trained pair")
     parser.add_argument("--out", type=Path, default=Path("runs/calibration"), help="runs, records and results")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[32, 128, 512], help="questions of a calibration set")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[32, 128, 512], help="questions of a draw")
     parser.add_argument("--draws", type=int, default=5, help="calibration sets of each size")
-    parser.add_argument("--granularities", nargs="+", choices=("scalar", *GRANULARITIES), default=GRANULARITIES)
-    parser.add_argument("--pool", type=int, default=250, help="calibration questions a level that both parents answer")
+    parser.add_argument("--granularities", nargs="+", choices=GRANULARITIES, default=["layer"])
+    parser.add_argument("--budgets", type=float, nargs="+", default=[0.8, 0.6], help="shares of Long's tokens")
+    parser.add_argument("--questions-per-class", type=int, default=64, help="that lambda is fitted on, at most")
+    parser.add_argument("--pool", type=int, default=128, help="calibration questions a level that both parents answer")
     parser.add_argument("--per-level", type=int, default=50, help="held-out questions a level")
-    parser.add_argument("--long-weight", type=float, default=LONG_WEIGHT, help="fit.long_weight")
-    parser.add_argument("--ridge", type=float, default=0.0, help="fit.ridge")
     args = parser.parse_args()
-    fit = {"long_weight": args.long_weight, "ridge": args.ridge}
-    form = Form(tuple(args.sizes), args.draws, tuple(args.granularities), args.pool, args.per_level, fit)
+    form = Form(
+        tuple(args.sizes),
+        args.questions_per_class,
+        args.draws,
+        tuple(args.granularities),
+        tuple(args.budgets),
+        args.pool,
+        args.per_level,
+    )
     folder = args.out / f"calibration-{args.pair.resolve().name}"
     folder.mkdir(parents=True, exist_ok=True)
     with progress_bars() as progress:
         found = list(cells(open_run(args.pair, folder, form, progress), form, folder))
-    print(
-        f"\n{args.pair.resolve().name}, {args.per_level} held-out questions a level, `long_weight` {args.long_weight:g}"
-    )
-    print(f"\n{table(found)}")
+    print(f"\n{args.pair.resolve().name}, {args.per_level} held-out questions a level\n\n{table(found)}")
 
 
 if __name__ == "__main__":
-    main()
+    fail_in_one_sentence(main)

@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from quant.adaptivity import measure_adaptivity
-from quant.frontier import curve_accuracy, gain_over_coin, gain_over_curve, threshold_policies
+from quant.frontier import curve_accuracy, gain_over_coin, gain_over_curve, level_policies, threshold_policies
 from quant.measures import by_question
 from quant.records import Record
 from quant.summary import summarize, summarize_by_level
@@ -34,7 +34,7 @@ def measured_rows(models: Mapping[str, tuple[str, list[Record]]], long_think_tok
     """
     curve = [records for kind, records in models.values() if kind == "curve"]
     short, long = models["Short"][1], models["Long"][1]
-    policy = threshold_policies(short, long)
+    policy, by_level = threshold_policies(short, long), level_policies(short, long)
     rows = []
     for name, (kind, records) in models.items():
         summary = summarize(records, long_think_tokens)
@@ -55,9 +55,18 @@ def measured_rows(models: Mapping[str, tuple[str, list[Record]]], long_think_tok
             row["gain"] = asdict(gain)
             limit = curve_accuracy(np.array(policy[0]), np.array(policy[1]), gain.tokens)
             row["policy_accuracy"] = limit
+            row["by_level"] = {
+                key: curve_accuracy(np.array(by_level.tokens), np.array(getattr(by_level, key)), gain.tokens)
+                for key in ("accuracy", "overthinking")
+            }
             row["closed"] = gain.gain / (limit - gain.curve_accuracy) if limit > gain.curve_accuracy else None
         rows.append(row)
-    return {"rows": rows, "policy": {"tokens": policy[0], "accuracy": policy[1]}, "oracle": _oracle(short, long)}
+    return {
+        "rows": rows,
+        "policy": {"tokens": policy[0], "accuracy": policy[1]},
+        "by_level": asdict(by_level),
+        "oracle": _oracle(short, long),
+    }
 
 
 def _oracle(short: Sequence[Record], long: Sequence[Record]) -> dict[str, float]:
@@ -72,9 +81,9 @@ def table(measured: Measured) -> str:
     """Markdown: every method beside the curve at the same tokens, then the curve itself."""
     lines = [
         "| model | right, % | tokens | curve there, % | over the curve, points (95 %) "
-        "| over a tossed coin, points (95 %) "
-        "| policy there, % | way closed | overthinks, % | underthinks, % | never closed, % |",
-        "|---|" + "---:|" * 10,
+        "| over a tossed coin, points (95 %) | policy there, % | way closed | best levels there, % "
+        "| they overthink, % | overthinks, % | underthinks, % | never closed, % |",
+        "|---|" + "---:|" * 12,
     ]
     for row in sorted(measured["rows"], key=lambda r: (r["kind"] == "curve", -r.get("gain", {"gain": 0})["gain"])):
         cells = [f"{100 * row['accuracy']:.1f}", f"{row['tokens']:.1f}"]
@@ -83,15 +92,16 @@ def table(measured: Measured) -> str:
             closed = "-" if row["closed"] is None else f"{100 * row['closed']:.0f} %"
             cells += [f"{100 * gain['curve_accuracy']:.1f}", _points_with_interval(gain), coin]
             cells += [f"{100 * row['policy_accuracy']:.1f}", closed]
+            cells += [f"{100 * value:.1f}" for value in row["by_level"].values()]
         else:
-            cells += ["", "", coin, "", ""]
+            cells += ["", "", coin, "", "", "", ""]
         cells += [
             "-" if row[key] is None else f"{100 * row[key]:.1f}" for key in ("overthink", "underthink", "unclosed")
         ]
         lines.append(f"| {row['name']} | " + " | ".join(cells) + " |")
     oracle = measured["oracle"]
     lines.append(
-        f"| the better parent of each question | {100 * oracle['accuracy']:.1f} | {oracle['tokens']:.1f} |" + " |" * 8
+        f"| the better parent of each question | {100 * oracle['accuracy']:.1f} | {oracle['tokens']:.1f} |" + " |" * 10
     )
     return "\n".join(lines)
 
@@ -110,6 +120,10 @@ def write_picture(results: Mapping[str, Mapping[str, Measured]], path: Path) -> 
         plot.plot(*_points(curve), color="#8a8a8a", marker=".", label="scalar interpolation")
         policy = measured["policy"]
         plot.plot(policy["tokens"], [100 * a for a in policy["accuracy"]], "k:", linewidth=1, label="threshold policy")
+        best = measured["by_level"]
+        plot.plot(
+            best["tokens"], [100 * a for a in best["accuracy"]], "k--", linewidth=1, label="best choice of levels"
+        )
         plot.plot(*_points([curve[0], curve[-1]]), "k-.", linewidth=0.7, label="a coin tossed between the parents")
         ours = [row for row in rows if row["name"].startswith(("price", "budget"))]
         by_fit = [row for row in rows if row["name"].startswith(("dial by fit", "adaptive"))]

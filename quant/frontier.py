@@ -104,6 +104,55 @@ def threshold_policies(short: Sequence[Record], long: Sequence[Record]) -> tuple
 
 
 @dataclass(frozen=True)
+class Policies:
+    """Policies in order of tokens; of what lies between two, a coin decides.
+
+    Attributes:
+        tokens: Mean tokens of an answer.
+        accuracy: Share of right answers.
+        overthinking: Share of the answers that Short has right which are given in long; nan where it has none.
+    """
+
+    tokens: list[float]
+    accuracy: list[float]
+    overthinking: list[float]
+
+
+def level_policies(short: Sequence[Record], long: Sequence[Record]) -> Policies:
+    """The best that can be done by the level alone: levels are thought about in the order of accuracy a token.
+
+    Each parent's own answers, and levels chosen by these very answers: the upper limit of all that knows difficulty
+    and nothing else of a question. At few tokens it leaves the hardest levels out, where chains are longest.
+
+    Args:
+        short: Records of the Short parent, in the order of the questions.
+        long: Of the Long parent, on the same questions.
+
+    Returns:
+        From Short on, one level more each; levels on which Long is no better are never thought about.
+    """
+    answers = by_question(short), by_question(long)
+    require_same_questions(*answers)
+    accuracy, tokens = ([getattr(a, name).mean(1) for a in answers] for name in ("correct", "tokens"))
+    levels = np.array(answers[0].levels)
+    gained, dearer = accuracy[1] - accuracy[0], tokens[1] - tokens[0]
+
+    def worth(level: int) -> float:
+        extra = dearer[levels == level].sum()
+        return float(gained[levels == level].sum() / extra) if extra > 0 else np.inf
+
+    helped = [level for level in sorted(set(levels.tolist())) if gained[levels == level].sum() > 0]
+    order = sorted(helped, key=worth, reverse=True)
+    steps = [np.isin(levels, order[:count]) for count in range(len(order) + 1)]
+    right = accuracy[0].sum()
+    return Policies(
+        [float(np.where(thinks, tokens[1], tokens[0]).mean()) for thinks in steps],
+        [float(np.where(thinks, accuracy[1], accuracy[0]).mean()) for thinks in steps],
+        [float(accuracy[0][thinks].sum() / right) if right else float("nan") for thinks in steps],
+    )
+
+
+@dataclass(frozen=True)
 class Choice:
     """A member of a family of models, and whether it does what was wished."""
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from quant.frontier import curve_accuracy, gain_over_coin, gain_over_curve, threshold_policies
+from quant.frontier import curve_accuracy, gain_over_coin, gain_over_curve, level_policies, threshold_policies
 from quant.records import Record
 from rpam_lite.errors import RpamError
 
@@ -94,3 +94,34 @@ def test_threshold_policies_go_from_short_to_long() -> None:
     tokens, accuracy = threshold_policies(short, long)
     assert tokens == [5, (15 + 100) / 4, (10 + 160) / 4, 50]
     assert accuracy == [0.5, 0.75, 1.0, 1.0]
+
+
+def levelled(correct: list[bool], tokens: list[int], levels: list[int]) -> list[Record]:
+    return [replace(r, level=level) for r, level in zip(records(correct, tokens), levels, strict=True)]
+
+
+def test_level_policies_think_first_where_a_token_gains_most() -> None:
+    levels = [1, 1, 2, 2, 3, 3, 4, 4]
+    short = levelled([True, True, True, False, False, False, True, False], [5] * 8, levels)
+    #                        knows, one right of two, none, and thinking about level 4 spoils it
+    long = levelled([True] * 6 + [False, False], [20, 20, 25, 25, 205, 205, 50, 50], levels)
+    found = level_policies(short, long)
+    assert found.tokens == [5, (6 * 5 + 2 * 25) / 8, (4 * 5 + 2 * 25 + 2 * 205) / 8]
+    assert found.accuracy == [0.5, 5 / 8, 7 / 8]
+    assert found.overthinking == [0, 0.25, 0.25]
+
+
+def test_the_best_choice_of_levels_is_nowhere_below_the_threshold_policy() -> None:
+    rng = np.random.default_rng(3)
+    levels = list(map(int, rng.integers(1, 6, 300)))
+    short = levelled([bool(rng.random() < 1 / v) for v in levels], [5] * 300, levels)
+    long = levelled([bool(rng.random() < 0.9) for _ in levels], [int(30 * v) for v in levels], levels)
+    found = level_policies(short, long)
+    for tokens, accuracy in zip(*threshold_policies(short, long), strict=True):
+        assert curve_accuracy(np.array(found.tokens), np.array(found.accuracy), tokens) >= accuracy - 1e-12
+
+
+def test_where_short_is_never_right_nothing_is_overthought() -> None:
+    found = level_policies(levelled([False], [5], [1]), levelled([True], [9], [1]))
+    assert found.accuracy == [0, 1]
+    assert np.isnan(found.overthinking).all()
