@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 CODEC_ERROR_LIMIT = 0.3
 
 
+def refuse_capture(run: Run) -> None:
+    """Refuse what no row could decide at the end, before an older capture is removed for it."""
+    if run.recipe.family.decides:
+        check_decidable(run)
+
+
 def run_capture(run: Run) -> None:
     """Keep both parents' hidden states and the selected parents' next-token distributions."""
     import torch
@@ -35,8 +41,6 @@ def run_capture(run: Run) -> None:
     recipe, settings, folder = run.recipe, run.recipe.capture, run.of("capture")
     torch.set_num_threads(recipe.threads)
     traces = calibration_traces(run)
-    if recipe.family.decides:
-        check_decidable(run)  # or no row could decide at the end
     chosen, questions = traces.chosen, traces.questions
     per_label = {name: sum(q.label == name for q in chosen) for name in PARENTS}
     what = "answers" if recipe.family.settings else "questions"

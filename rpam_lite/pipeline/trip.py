@@ -66,6 +66,7 @@ _ORDER = (
         capturing.run_capture,
         version=2,
         applies=statistics.is_captured,
+        refuses=capturing.refuse_capture,
     ),
     Stage(
         "fit",

@@ -60,12 +60,16 @@ def bytes_by_stage(source: ParentSource, config: Any, recipe: Recipe) -> dict[st
     values = sum(prod(source.shape(name)) for name in source.names())
     captured = recipe.merge.method == OURS or "capture" in method_of(recipe.merge.method, {})[0].needs
     hidden = config.hidden_size * config.num_hidden_layers if captured else 0
+    parent = values * (4 if recipe.export.type == "F32" else 2)
+    if recipe.family.decides and config.tie_word_embeddings:
+        values += config.vocab_size * config.hidden_size  # the row that decides makes the head a tensor of its own
     merged = values * (4 if recipe.merge.dtype == "float32" else 2)
     gguf = values * (4 if recipe.export.type == "F32" else 2)
     kept = estimated_work(recipe, traces_of(recipe), _TOKENS).kept
     return {
-        "label": 2 * gguf,
+        "label": 2 * parent,
         "capture": 2 * 2 * kept * hidden,
+        "fit": gguf if recipe.family.settings else 0,
         "merge": merged,
         "export": gguf,
         "quantize": int(sum(values * _BITS.get(t, 16) / 8 for t in recipe.quantize.types)),
@@ -86,5 +90,6 @@ def check_memory(config: Any, stored: int, recipe: Recipe, run_folder: Path) -> 
         yield Finding("ERROR", "memory", str(error), key="memory")
         return
     place = "host" if device.type == "cpu" else "device"
-    message = f"{questions} questions of {_TOKENS} tokens need {size_text(plan.total(place))} of {place} memory."
+    what = "answers" if recipe.family.settings else "questions"
+    message = f"{questions} {what} of {_TOKENS} tokens need {size_text(plan.total(place))} of {place} memory."
     yield Finding("INFO", "memory", message, f"would keep {describe(plan.way)}", "memory")

@@ -303,6 +303,9 @@ def test_a_family_by_decision_rows(trip: Path, tmp_path: Path) -> None:
         assert "dial.by: fit" in refused.stderr
     assert refused_budget(tmp_path / "copy").startswith("rpam: [E12] `dial.budgets` 0.01: Short's own answers have")
     assert (fit / "manifest.json").exists()  # the fit that was there is there
+    write_recipe(tmp_path / "copy", capture={"questions_per_class": 4}, dial={"budgets": [0.5]})
+    assert refused_budget(tmp_path / "copy").startswith("rpam: [E12] `dial.budgets` 0.01")
+    assert (fit.parent / "capture/manifest.json").exists()  # and so is the capture
 
 
 def test_a_family_of_fits(trip: Path, tmp_path: Path) -> None:
