@@ -99,14 +99,14 @@ class DecisionFit:
         row: What the opening token's row of the head gains, float64 [hidden].
         price: Points of accuracy a 1000 tokens that the regrets were taken at.
         ridge: Of `RIDGES`, the one whose rows did best on questions that they were not fitted on.
-        thinks: Share of such questions that are answered in long.
+        thinks: Whether each question is answered in long by a row that was not fitted on it, bool [questions].
         tokens: Mean tokens of them, each parent's answers being as long as before.
     """
 
     row: Vector
     price: float
     ridge: float
-    thinks: float
+    thinks: npt.NDArray[np.bool_]
     tokens: float
 
 
@@ -214,7 +214,7 @@ def _moved(
     found, z = fit_logistic(features, regrets, ridge), unseen - shift * features.constant
     found[-1] -= shift
     row = features.back @ found[:-1] + features.bias * found[-1]
-    return DecisionFit(row, price, ridge, float((z > 0).mean()), tokens.mean(z))
+    return DecisionFit(row, price, ridge, z > 0, tokens.mean(z))
 
 
 def threshold(z: Vector, tokens: Tokens, budget: float) -> float:

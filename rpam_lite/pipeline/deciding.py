@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from rpam_lite.fit.coefficients import Coefficients
-    from rpam_lite.fit.decision import DecisionFit, DecisionStates
+    from rpam_lite.fit.decision import DecisionFit, DecisionStates, Vector
     from rpam_lite.recipe import Setting
     from rpam_lite.streaming.merged import LambdaOf
 
@@ -24,24 +24,32 @@ def check_decidable(run: Run) -> None:
     """Refuse a dial for which no row can be fitted, before anything is computed for it.
 
     Raises:
-        RpamError: No token tells Long's answers from Short's, or a budget is below Short's own tokens.
+        RpamError: No token tells Long's answers from Short's, or every member is a budget below Short's own tokens.
     """
     from rpam_lite.patterns.opening import opening_token
     from rpam_lite.patterns.price import with_estimates
 
     opening_token(seen_rows(run))
-    rows = with_estimates(seen_rows(run))
-    least = sum(row["tokens_short"] for row in rows) / sum(row["tokens_long"] for row in rows)
-    for budget in run.recipe.family.budgets:
-        if budget <= least:
-            raise RpamError(
-                f"`dial.budgets` {budget:g}: Short's own answers have {100 * least:.1f} % of Long's mean tokens; "
-                "no merge of them has fewer."
-            )
+    settings, least = run.recipe.family.settings, _least_budget(with_estimates(seen_rows(run)))
+    if all(_is_too_small(setting, least) for setting in settings):
+        raise RpamError(f"`dial.budgets` {settings[-1].value:g}: {_too_small(least)}")
+
+
+def _least_budget(rows: Sequence[Mapping[str, Any]]) -> float:
+    """Short's mean tokens as a share of Long's."""
+    return float(sum(row["tokens_short"] for row in rows) / sum(row["tokens_long"] for row in rows))
+
+
+def _is_too_small(setting: Setting, least: float) -> bool:
+    return setting.kind == "budget" and setting.value <= least
+
+
+def _too_small(least: float) -> str:
+    return f"Short's own answers have {100 * least:.1f} % of Long's mean tokens; no merge of them has fewer."
 
 
 def decided_members(run: Run, fitted: Coefficients) -> dict[Setting, tuple[Coefficients, dict[str, Any]]]:
-    """Fit a decision row for every setting of the dial.
+    """Fit a decision row for every setting of the dial but budgets below Short's own tokens.
 
     Args:
         run: The run.
@@ -56,7 +64,7 @@ def decided_members(run: Run, fitted: Coefficients) -> dict[Setting, tuple[Coeff
     import numpy as np
 
     from rpam_lite.fit.coefficients import DecisionRow
-    from rpam_lite.fit.decision import Tokens, Vector, features_of, fit_budget, fit_price
+    from rpam_lite.fit.decision import Tokens, features_of, fit_budget, fit_price
     from rpam_lite.patterns.opening import opening_token
     from rpam_lite.patterns.price import regret, with_estimates
 
@@ -69,17 +77,22 @@ def decided_members(run: Run, fitted: Coefficients) -> dict[Setting, tuple[Coeff
         return np.array([regret(row, price) for row in rows])
 
     members: dict[Setting, tuple[Coefficients, dict[str, Any]]] = {}
+    least = _least_budget(rows)
     for setting in run.recipe.family.settings:
+        if _is_too_small(setting, least):
+            run.say(f"WARNING: {setting.name} is left out. {_too_small(least)}")
+            continue
         if setting.kind == "price":
             found = fit_price(features, regrets(setting.value), setting.value, tokens)
         else:
             found = fit_budget(features, regrets, tokens, setting.value * float(tokens.long.mean()))
+        told = _told(found, token, rows)
         run.say(
-            f"{setting.name}: thinks on {100 * found.thinks:.0f} % of the questions that a row was not fitted on, "
-            f"{found.tokens:.1f} tokens a question by the parents' answers"
+            f"{setting.name}: thinks on {100 * told['thinks']:.0f} % of the questions that a row was not fitted on, "
+            f"{100 * told['accuracy']:.1f} % right at {told['tokens']:.1f} tokens a question by the parents' answers"
         )
         row = DecisionRow(token=token, row=tuple(found.row.astype(np.float32).tolist()))
-        members[setting] = fitted.deciding(row), _told(found, token, len(rows))
+        members[setting] = fitted.deciding(row), told
     return members
 
 
@@ -117,13 +130,36 @@ def _lambda_of(fitted: Coefficients, device: torch.device) -> LambdaOf:
     return lambda_of
 
 
-def _told(found: DecisionFit, token: int, questions: int) -> dict[str, Any]:
-    """What fit.json says of a row."""
+def _told(found: DecisionFit, token: int, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What fit.json says of a row; what it does as on questions that it was not fitted on, by the parents' answers."""
+    from quant.statistics import interval
+
+    chosen = ["long" if thinks else "short" for thinks in found.thinks]
+    right, tokens = by_parents(rows, chosen)
+    bounds = {"pass@1": interval(right), "tokens": interval(tokens)}
     return {
         "token": token,
-        "questions": questions,
+        "questions": len(rows),
         "price": found.price,
         "ridge": found.ridge,
-        "thinks": found.thinks,
-        "tokens": found.tokens,
+        "thinks": float(found.thinks.mean()),
+        "accuracy": bounds["pass@1"].value,
+        "tokens": bounds["tokens"].value,
+        "intervals": {name: [b.low, b.high] for name, b in bounds.items()},
     }
+
+
+def by_parents(rows: Sequence[Mapping[str, Any]], chosen: Sequence[str]) -> tuple[Vector, Vector]:
+    """Share of right answers and mean tokens of every question where the chosen parent answers it.
+
+    Args:
+        rows: Of patterns.jsonl, both parents asked (`with_estimates`).
+        chosen: "long" or "short", one a row.
+    """
+    import numpy as np
+
+    pairs = list(zip(rows, chosen, strict=True))
+    return (
+        np.array([row[f"correct_{parent}"] / row[f"samples_{parent}"] for row, parent in pairs]),
+        np.array([float(row[f"tokens_{parent}"]) for row, parent in pairs]),
+    )

@@ -1,10 +1,10 @@
-"""The dial's choice: measure a family of merges on calibration questions that no fit saw, and take one."""
+"""The dial's choice: where a family of merges stands on calibration questions, and which member is taken."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from rpam_lite.checkpoint.files import read_json, write_json
 from rpam_lite.errors import RpamError
 from rpam_lite.pipeline.artefacts import parent_gguf
+from rpam_lite.pipeline.deciding import by_parents
 from rpam_lite.pipeline.measuring import Asking, Row, measure_rows, row_key, write_coefficients_gguf
 from rpam_lite.pipeline.stage import Run, identity, parent_folders
-from rpam_lite.pipeline.traces import unseen_keys
+from rpam_lite.pipeline.traces import seen_rows, unseen_keys
 from rpam_lite.recipe import Setting
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from quant.tasks.questions import Question
     from rpam_lite.fit.coefficients import Coefficients
     from rpam_lite.recipe import Dial
+
+    Fitted = tuple[Coefficients, Mapping[str, Any]]  # with the contents of fit.json
 
 FRONTIER = "frontier.json"
 POINTS_BELOW_LONG = 1.0  # where the recipe wishes nothing
@@ -40,31 +43,77 @@ def unseen_questions(run: Run) -> list[Question]:
     if not keys:
         raise RpamError(
             f"{run.recipe.label.file}: holds fewer than three questions a level, so that the dial can set "
-            "none aside to choose on; add questions, or raise `dial.questions`."
+            "none aside to choose on; add questions, raise `dial.questions`, or choose without measuring "
+            "(`dial.questions: 0`)."
         )
     return [q for q in load_questions(run.recipe.label.file) if q.key in keys]
 
 
-def choose_member(run: Run, members: Mapping[Setting, Coefficients]) -> Setting:
-    """Measure Long and every member greedily in llama.cpp, write the frontier, and say which one is taken."""
+@dataclass(frozen=True)
+class Standing:
+    """Where the members stand, and Long.
+
+    Attributes:
+        questions: How many they stand on.
+        measured: Whether the members answered them, or only both parents did.
+        long: Accuracy and mean tokens of Long.
+        members: Accuracy, tokens, share of long answers and intervals of each.
+    """
+
+    questions: int
+    measured: bool
+    long: dict[str, float]
+    members: list[dict[str, Any]]
+
+
+def choose_member(run: Run, members: Mapping[Setting, Fitted]) -> Setting:
+    """Write the frontier of the family, measured or by the parents' answers, and say which member is taken."""
+    from rpam_lite.report.plots import plot_dial
+
+    dial, folder = run.recipe.family, run.of("fit")
+    if dial.questions:
+        found = _measured(run, {setting: fitted for setting, (fitted, _) in members.items()})
+    else:
+        found = _by_parents(run, [log["decision"] for _, log in members.values()])
+    rows = [
+        {"kind": s.kind, "value": s.value, "name": s.name, "label": s.label, **figures}
+        for s, figures in zip(members, found.members, strict=True)
+    ]
+    choice, wish = _wished(dial, rows, found.long["accuracy"], found.long["tokens"])
+    taken, setting = rows[choice.index], list(members)[choice.index]
+    told = {"version": 2, **asdict(found), "members": rows, "wish": wish, **asdict(choice)}
+    write_json(folder / FRONTIER, told)
+    plot_dial(told, folder / "frontier.png")
+    where = (
+        f"on {found.questions} unseen calibration questions"
+        if found.measured
+        else f"by the parents' answers to {found.questions} calibration questions, its row not fitted on the one asked"
+    )
+    run.say(
+        f"dial: of {len(rows)} members {setting.name} is taken ({wish}): {100 * taken['accuracy']:.1f} % at "
+        f"{taken['tokens']:.1f} tokens {where}; Long has {100 * found.long['accuracy']:.1f} % at "
+        f"{found.long['tokens']:.1f}"
+    )
+    if not choice.met:
+        run.say("WARNING: no member does what is wished; this one is nearest to it. Add other prices or budgets.")
+    return setting
+
+
+def _measured(run: Run, members: Mapping[Setting, Coefficients]) -> Standing:
+    """Measure Long and every member greedily in llama.cpp on the questions that were set aside."""
     from quant.measures import by_question, measure
     from quant.summary import summarize
-    from rpam_lite.report.plots import plot_dial
 
     folder, questions = run.of("fit"), unseen_questions(run)
     long_row = Row("Long", "parent", 1.0, parent_gguf(run, "long"))
     member_rows = [member_row(run, setting, coefficients, folder) for setting, coefficients in members.items()]
-    long, *measured = _measured(run, [long_row, *member_rows], _asking(run, questions))
-    rows: list[dict[str, Any]] = []
-    for setting, records in zip(members, measured, strict=True):
+    long, *answers = _records(run, [long_row, *member_rows], _asking(run, questions))
+    rows = []
+    for records in answers:
         found = measure(by_question(records), seed=run.recipe.seed)
         summary = summarize(records, run.recipe.eval.long_think_tokens)
         rows.append(
             {
-                "kind": setting.kind,
-                "value": setting.value,
-                "name": setting.name,
-                "label": setting.label,
                 "accuracy": summary.accuracy,
                 "tokens": summary.tokens,
                 "long": summary.long,
@@ -72,26 +121,17 @@ def choose_member(run: Run, members: Mapping[Setting, Coefficients]) -> Setting:
             }
         )
     target = summarize(long, run.recipe.eval.long_think_tokens)
-    choice, wish = _wished(run.recipe.family, rows, target.accuracy, target.tokens)
-    taken, setting = rows[choice.index], list(members)[choice.index]
-    told = {
-        "version": 2,
-        "questions": len(questions),
-        "long": {"accuracy": target.accuracy, "tokens": target.tokens},
-        "members": rows,
-        "wish": wish,
-        **asdict(choice),
-    }
-    write_json(folder / FRONTIER, told)
-    plot_dial(told, folder / "frontier.png")
-    run.say(
-        f"dial: of {len(rows)} members {setting.name} is taken ({wish}): "
-        f"{100 * taken['accuracy']:.1f} % at {taken['tokens']:.1f} tokens on {len(questions)} unseen calibration "
-        f"questions; Long has {100 * target.accuracy:.1f} % at {target.tokens:.1f}"
-    )
-    if not choice.met:
-        run.say("WARNING: no member does what is wished; this one is nearest to it. Add other prices or budgets.")
-    return setting
+    return Standing(len(questions), True, {"accuracy": target.accuracy, "tokens": target.tokens}, rows)
+
+
+def _by_parents(run: Run, decisions: Sequence[Mapping[str, Any]]) -> Standing:
+    """What the rows would do if the merge answered as the parent does that they choose."""
+    from rpam_lite.patterns.price import with_estimates
+
+    rows = with_estimates(seen_rows(run))
+    right, tokens = by_parents(rows, ["long"] * len(rows))
+    members = [{"long": d["thinks"], **{key: d[key] for key in ("accuracy", "tokens", "intervals")}} for d in decisions]
+    return Standing(len(rows), False, {"accuracy": float(right.mean()), "tokens": float(tokens.mean())}, members)
 
 
 def _wished(dial: Dial, rows: list[dict[str, Any]], long_accuracy: float, long_tokens: float) -> tuple[Choice, str]:
@@ -136,7 +176,7 @@ def member_folder(run: Run, setting: Setting) -> Path:
     return run.of("fit") / "members" / setting.stem
 
 
-def _measured(run: Run, rows: list[Row], asking: Asking) -> list[list[Record]]:
+def _records(run: Run, rows: list[Row], asking: Asking) -> list[list[Record]]:
     """The rows' records, beside the samples of the labels: a changed fit must find those of Long."""
     from quant.records import RECORD_VERSION
 

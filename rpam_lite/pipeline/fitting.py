@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 def refuse_dial(run: Run) -> None:
     """Refuse a dial of which no member could be made, or none chosen at the end."""
-    if run.recipe.family.settings:
+    if run.recipe.family.settings and run.recipe.family.questions:
         unseen_questions(run)
     if run.recipe.family.decides:
         check_decidable(run)
@@ -79,7 +79,7 @@ def _take_member(run: Run, family: dict[Setting, Fitted]) -> Fitted:
         folder.mkdir(parents=True, exist_ok=True)
         coefficients.save(fitted, folder / "coefficients.json")
         write_json(folder / "fit.json", log)
-    return family[choose_member(run, {setting: fitted for setting, (fitted, _) in family.items()})]
+    return family[choose_member(run, family)]
 
 
 def fit_share(run: Run, rank: int, world: int, reduce: Reducer) -> dict[float | None, Fitted]:

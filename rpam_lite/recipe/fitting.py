@@ -179,8 +179,10 @@ class Dial(Section):
     budgets: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
         (), description="shares of Long's mean tokens that an answer may have on average; `by: decision` alone"
     )
-    questions: Positive = Field(
-        256, description="calibration questions set aside to choose on, a third of each level at most"
+    questions: Annotated[int, Field(ge=0)] = Field(
+        256,
+        description="calibration questions set aside to measure the members on, a third of each level at most; 0 "
+        "measures nothing and chooses by the parents' answers, `by: decision` alone",
     )
     max_tokens_share: Share | None = Field(
         None, description="take the most accurate within this share of Long's tokens"
@@ -203,6 +205,8 @@ class Dial(Section):
     def _one_wish(self) -> Dial:
         if self.by == "fit" and self.budgets:
             raise ValueError("`budgets` needs `by: decision`: a fit promises no number of tokens; give `prices`")
+        if self.by == "fit" and not self.questions:
+            raise ValueError("`questions` 0 needs `by: decision`: what a fit does is known only once it is measured")
         if self.model_fields_set - {"prices", "budgets"} and not self.settings:
             raise ValueError("`prices` or `budgets` is missing: without a family there is nothing to choose from")
         if self.max_tokens_share is not None and self.max_points_below_long is not None:

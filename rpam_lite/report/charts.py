@@ -112,7 +112,7 @@ def fit_curves(log: FitLog) -> list[Chart]:
 
 
 def dial(told: Mapping[str, Any]) -> Chart:
-    """The family of merges on unseen calibration questions, the one taken with a ring around it."""
+    """The family of merges on calibration questions, the one taken with a ring around it."""
     members = sorted(told["members"], key=lambda m: m["tokens"])
     bounds = [m["intervals"] for m in members]
     x = across([m["tokens"] for m in [*members, told["long"]]] + [v for b in bounds for v in b["tokens"]])
@@ -136,7 +136,8 @@ def dial(told: Mapping[str, Any]) -> Chart:
         (swatch("ring", "merge", ""), "the one taken"),
     ]
     legend.append((swatch(_SHAPE["Long"], "long solid", ""), "Long"))
-    title = "The family on unseen calibration questions"
+    measured = told.get("measured", True)
+    title = "The family on unseen calibration questions" if measured else "The family, by the answers of its parents"
     return Chart(title, picture("dial", title, "; ".join([*words, long_word]) + ".", parts), legend)
 
 

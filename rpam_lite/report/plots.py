@@ -45,7 +45,7 @@ def plot_coefficients(values: dict[str, float], path: Path) -> None:
 
 
 def plot_dial(told: dict[str, Any], path: Path) -> None:
-    """The family of merges on unseen calibration questions: accuracy against tokens, with 95 % intervals."""
+    """The family of merges on calibration questions: accuracy against tokens, with 95 % intervals."""
     figure, axes = plt.subplots(figsize=(7, 4.8), layout="constrained")
     members = sorted(told["members"], key=lambda row: row["tokens"])
     tokens, accuracy = [row["tokens"] for row in members], [100 * row["accuracy"] for row in members]
@@ -62,7 +62,9 @@ def plot_dial(told: dict[str, Any], path: Path) -> None:
     axes.set(
         xlabel="mean generated tokens",
         ylabel="accuracy, %",
-        title=f"{told['questions']} calibration questions that no fit saw",
+        title=f"{told['questions']} calibration questions that no fit saw"
+        if told.get("measured", True)
+        else f"By the parents' answers to {told['questions']} calibration questions",
     )
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)

@@ -76,7 +76,8 @@ def test_a_budget_is_kept_on_other_questions_and_spent_where_it_gains_most(share
     thinks = decided(others, found.row)
     assert np.where(thinks, 100, 5).mean() == pytest.approx(budget, abs=8)
     assert worth[thinks].mean() > worth[~thinks].mean() + 40
-    assert found.thinks == pytest.approx(thinks.mean(), abs=0.1)
+    assert found.thinks.mean() == pytest.approx(thinks.mean(), abs=0.1)
+    assert found.tokens == np.where(found.thinks, tokens.long, tokens.short).mean()
 
 
 def test_a_budget_is_not_spent_where_thinking_loses() -> None:
@@ -103,7 +104,7 @@ def test_where_no_regret_speaks_the_merge_decides_as_before() -> None:
     states, gains, tokens = made_up()
     found = fit_price(features_of(states), 0 * gains, 0.0, tokens)
     assert not found.row.any()
-    assert found.thinks == (states.gaps > 0).mean()
+    assert (found.thinks == (states.gaps > 0)).all()
 
 
 def test_the_fit_is_the_minimum_of_the_loss_it_states() -> None:

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from bench.recipes import outdated
 from rpam_lite.cli import app
+from rpam_lite.patterns.price import with_estimates
 from rpam_lite.recipe import load_recipe
 from tests.conftest import ROOT
 from tests.rpam_lite.shrunken import LONG_GOLD, SHORT_GOLD, write_pair
@@ -109,11 +110,24 @@ def assert_labels(run: Path) -> None:
     assert {(row["answer"], row["label"]) for row in rows} == {(LONG_GOLD, "long"), (SHORT_GOLD, "short")}
 
 
+def assert_decision(run: Path) -> None:
+    """A row is fitted for the token that begins Long's gold answer; a budget below Short's own tokens is left out."""
+    rows = [json.loads(line) for line in (run / "label/patterns.jsonl").read_text(encoding="utf-8").splitlines()]
+    filled = with_estimates(rows)
+    least = sum(row["tokens_short"] for row in filled) / sum(row["tokens_long"] for row in filled)
+    told = json.loads((run / "fit/frontier.json").read_text(encoding="utf-8"))
+    assert told["measured"] is False
+    assert [m["value"] for m in told["members"]] == [budget for budget in (0.8, 0.6, 0.4) if budget > least]
+    coefficients = json.loads((run / "fit/coefficients.json").read_text(encoding="utf-8"))
+    assert {row["response_long"][0] for row in rows if row["response_long"]} == {coefficients["decision"]["token"]}
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_makes_the_whole_trip(name: str, tmp_path: Path, at_hub: Any, tokenizer: Any) -> None:
     run = travel(name, tmp_path, at_hub, tokenizer, None, ["run"])
     assert all((run / stage / "manifest.json").exists() for stage in STAGES)
     assert_labels(run)
+    assert_decision(run)
     evaluation = json.loads((run / "eval/evaluation.json").read_text(encoding="utf-8"))
     right = {row["name"]: row["accuracy"] for row in evaluation["rows"]}
     golds = [json.loads(line)["answer"] for line in (run / "questions/evaluation.jsonl").read_text().splitlines()]
@@ -129,6 +143,7 @@ def test_with_the_real_vocabulary(name: str, shared_data: Path, tmp_path: Path, 
     stages = ["label", "capture", "fit", "merge", "export"]
     run = travel(name, tmp_path, at_hub, tokenizer, shared_data / "vocab", stages)
     assert_labels(run)
+    assert_decision(run)
     assert json.loads((run / f"export/{name}-f16.proof.json").read_text(encoding="utf-8"))["values"] > 0
 
 

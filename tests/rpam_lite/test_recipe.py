@@ -64,6 +64,12 @@ def test_prices_are_refused_where_no_label_is_weighed(tmp_path: Path, preset: st
         load_recipe(file)
 
 
+def test_a_fit_for_each_price_is_chosen_by_measuring(tmp_path: Path) -> None:
+    assert load_recipe(write(tmp_path, dial={"budgets": [0.5], "questions": 0})).family.questions == 0
+    with pytest.raises(RpamError, match=r"yaml: `dial`: `questions` 0 needs `by: decision`"):
+        load_recipe(write(tmp_path, dial={"by": "fit", "prices": [1], "questions": 0}))
+
+
 def test_a_mistake_of_a_whole_section_names_it_and_does_not_print_it(tmp_path: Path) -> None:
     file = write(tmp_path, dial={"by": "fit", "budgets": [0.5]})
     with pytest.raises(RpamError, match=r"yaml: `dial`: `budgets` needs `by: decision`"):

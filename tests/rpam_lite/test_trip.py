@@ -308,6 +308,29 @@ def test_a_family_by_decision_rows(trip: Path, tmp_path: Path) -> None:
     assert (fit.parent / "capture/manifest.json").exists()  # and so is the capture
 
 
+def test_a_family_chosen_by_the_parents_answers(trip: Path, tmp_path: Path) -> None:
+    shutil.copytree(trip, tmp_path / "copy")
+    write_recipe(tmp_path / "copy", dial={"budgets": [1, 0.5], "questions": 0, "max_tokens_share": 0.6})
+    rpam(tmp_path / "copy", "capture", "tiny.yaml")
+    output = rpam(tmp_path / "copy", "fit", "tiny.yaml")
+    assert "measuring" not in output  # nobody answers anything
+    folder = tmp_path / "copy/runs/tiny"
+    told = json.loads((folder / "fit/frontier.json").read_text())
+    assert (told["measured"], told["questions"]) == (False, 32)  # none set aside
+    rows = [json.loads(line) for line in (folder / "label/patterns.jsonl").read_text().splitlines()]
+    means = {parent: sum(row[f"tokens_{parent}"] for row in rows) / len(rows) for parent in ("long", "short")}
+    free, half = told["members"]
+    assert told["long"]["tokens"] == pytest.approx(means["long"])
+    assert (free["long"], free["tokens"]) == (1.0, pytest.approx(means["long"]))
+    assert free["accuracy"] == told["long"]["accuracy"]
+    assert 0 < half["long"] < 1
+    assert means["short"] < half["tokens"] <= 0.5 * means["long"]
+    assert half["intervals"]["tokens"][0] < half["tokens"] < half["intervals"]["tokens"][1]
+    assert (told["index"], told["met"]) == (1, True)
+    assert "budget 50 % is taken (at most 60 % of Long's tokens)" in output
+    assert "by the parents' answers to 32 calibration questions" in output
+
+
 def test_a_family_of_fits(trip: Path, tmp_path: Path) -> None:
     shutil.copytree(trip, tmp_path / "copy")
     write_recipe(tmp_path / "copy", dial={"by": "fit", "prices": [0, 3000], "max_tokens_share": 0.3})
