@@ -42,7 +42,7 @@ from rpam_lite.checkpoint.files import append_rows, read_rows, write_text
 from rpam_lite.fit.coefficients import Coefficients, scalar
 from rpam_lite.pipeline.artefacts import parent_gguf
 from rpam_lite.pipeline.capturing import run_capture
-from rpam_lite.pipeline.deciding import decided_members
+from rpam_lite.pipeline.deciding import decided_members, states_of
 from rpam_lite.pipeline.fitting import fit_share
 from rpam_lite.pipeline.measuring import Asking, Row, measure_row, write_coefficients_gguf
 from rpam_lite.pipeline.stage import Run, fingerprint, identity
@@ -121,7 +121,7 @@ def fitted_members(run: Run, granularity: str) -> Iterator[tuple[float, Coeffici
     """By budget the coefficients with their row, and the losses of the one fit of lambda."""
     own = replace(run, recipe=with_granularity(run.recipe, granularity))
     coefficients, log = fit_share(own, 0, 1, lambda vector: vector)[None]
-    for setting, (member, _) in decided_members(own, coefficients).items():
+    for setting, (member, _) in decided_members(own, coefficients, states_of(own, coefficients)).items():
         yield setting.value, member, [step["loss"] for step in log["steps"]]
 
 

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rpam_lite.checkpoint.files import RUN_LOG, RUN_RECIPE, write_json
-from rpam_lite.pipeline import questions
+from rpam_lite.pipeline import kept_fit, questions
 from rpam_lite.pipeline.artefacts import exported_gguf, parent_gguf
 from rpam_lite.pipeline.choosing import FOLDER
 from rpam_lite.pipeline.stage import MANIFEST, Run, read_manifest
 from rpam_lite.pipeline.trip import STAGES
 
-# Beside the stages' own folders: questions drawn, answers sampled for labels, and files of `quantize --fit`.
-_BESIDE = (questions.FOLDER, "samples", FOLDER)
+# Beside the stages' own folders: questions drawn, answers sampled for labels, kept fits, and files of `quantize --fit`.
+_BESIDE = (questions.FOLDER, "samples", kept_fit.FOLDER, FOLDER)
 
 
 @dataclass(frozen=True)

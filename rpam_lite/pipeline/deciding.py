@@ -48,12 +48,15 @@ def _too_small(least: float) -> str:
     return f"Short's own answers have {100 * least:.1f} % of Long's mean tokens; no merge of them has fewer."
 
 
-def decided_members(run: Run, fitted: Coefficients) -> dict[Setting, tuple[Coefficients, dict[str, Any]]]:
+def decided_members(
+    run: Run, fitted: Coefficients, states: DecisionStates
+) -> dict[Setting, tuple[Coefficients, dict[str, Any]]]:
     """Fit a decision row for every setting of the dial but budgets below Short's own tokens.
 
     Args:
         run: The run.
         fitted: Lambda, the same for all of them.
+        states: What the merge of it knows (`states_of`).
 
     Returns:
         By setting the coefficients with their row, and what `fit.json` tells of it.
@@ -70,7 +73,7 @@ def decided_members(run: Run, fitted: Coefficients) -> dict[Setting, tuple[Coeff
 
     rows = with_estimates(seen_rows(run))
     token = opening_token(seen_rows(run))
-    features = features_of(_states(run, fitted, rows, token))
+    features = features_of(states)
     tokens = Tokens(*(np.array([float(row[f"tokens_{parent}"]) for row in rows]) for parent in ("long", "short")))
 
     def regrets(price: float) -> Vector:
@@ -96,19 +99,23 @@ def decided_members(run: Run, fitted: Coefficients) -> dict[Setting, tuple[Coeff
     return members
 
 
-def _states(run: Run, fitted: Coefficients, rows: Sequence[Mapping[str, Any]], token: int) -> DecisionStates:
+def states_of(run: Run, fitted: Coefficients) -> DecisionStates:
     """Run the merge once over all prompts and the captured answers, in the way that the fit was planned."""
     import torch
 
     from rpam_lite.device import release_memory
     from rpam_lite.fit.decision_states import decision_states
     from rpam_lite.fit.setup import open_weights, plan_recipe
+    from rpam_lite.patterns.opening import opening_token
+    from rpam_lite.patterns.price import with_estimates
     from rpam_lite.streaming.activations import load_questions
     from rpam_lite.streaming.machine import device_of
     from rpam_lite.streaming.passes import Streamed
 
+    torch.set_num_threads(run.recipe.threads)
+    token = opening_token(seen_rows(run))
     answers = load_questions(run.of("capture"))
-    prompts = [torch.tensor(row["prompt_ids"]) for row in rows]
+    prompts = [torch.tensor(row["prompt_ids"]) for row in with_estimates(seen_rows(run))]
     release_memory(device_of(run.recipe.memory))  # what the fit held is free for this
     planned = plan_recipe(run.recipe, answers, run.folder, run.of("capture"))
     with advice(planned):

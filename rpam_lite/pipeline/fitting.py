@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from rpam_lite.checkpoint.files import write_json
 from rpam_lite.errors import RpamError
 from rpam_lite.pipeline.artefacts import SCRATCH
-from rpam_lite.pipeline.deciding import check_decidable, decided_members
+from rpam_lite.pipeline.deciding import check_decidable, decided_members, states_of
 from rpam_lite.pipeline.dial import choose_member, member_folder, unseen_questions
+from rpam_lite.pipeline.kept_fit import keep_fit, keep_states, kept_fit, kept_states
 from rpam_lite.pipeline.memory import advice
 from rpam_lite.pipeline.release import fit_as_released
 from rpam_lite.pipeline.stage import Run
@@ -47,8 +48,12 @@ def run_fit(run: Run) -> None:
             if group.world > 1:
                 raise RpamError("`fit.preset: release` fits in one process; run `rpam fit` without torchrun.")
             members: dict[float | None, Fitted] = {None: fit_as_released(run)}
+        elif group.world == 1 and run.recipe.family.decides and (kept := kept_fit(run)):
+            members = {None: kept}
         else:
             members = fit_share(run, group.rank, group.world, group.reduce)
+            if run.recipe.family.decides and not group.rank:
+                keep_fit(run, *members[None])
     if group.rank:
         return
     fitted, log = _take_member(run, _family(run, members)) if run.recipe.family.settings else members[None]
@@ -67,7 +72,11 @@ def _family(run: Run, members: dict[float | None, Fitted]) -> dict[Setting, Fitt
     if not run.recipe.family.decides:
         return {Setting("price", price): fitted for price, fitted in members.items() if price is not None}
     fitted, log = members[None]
-    return {setting: (own, log | {"decision": told}) for setting, (own, told) in decided_members(run, fitted).items()}
+    if (states := kept_states(run)) is None:
+        states = states_of(run, fitted)
+        keep_states(run, states)
+    decided = decided_members(run, fitted, states)
+    return {setting: (own, log | {"decision": told}) for setting, (own, told) in decided.items()}
 
 
 def _take_member(run: Run, family: dict[Setting, Fitted]) -> Fitted:

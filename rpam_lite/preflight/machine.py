@@ -69,7 +69,7 @@ def bytes_by_stage(source: ParentSource, config: Any, recipe: Recipe) -> dict[st
     return {
         "label": 2 * parent,
         "capture": 2 * 2 * kept * hidden,
-        "fit": gguf if recipe.family.settings else 0,
+        "fit": gguf if recipe.family.settings and recipe.family.questions else 0,
         "merge": merged,
         "export": gguf,
         "quantize": int(sum(values * _BITS.get(t, 16) / 8 for t in recipe.quantize.types)),

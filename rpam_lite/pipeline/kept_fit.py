@@ -1,0 +1,82 @@
+"""The fit of lambda under a dial by decision, and what its merge knows: kept, since other budgets need no other fit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rpam_lite.checkpoint.files import read_json, whole_file, write_json
+from rpam_lite.pipeline import depends
+from rpam_lite.pipeline.stage import Run, identity, parent_folders, read_manifest
+
+if TYPE_CHECKING:
+    from rpam_lite.fit.coefficients import Coefficients
+    from rpam_lite.fit.decision import DecisionStates
+
+FOLDER = "fits"
+_VERSION = 1  # raised when the same recipe must be fitted anew
+
+
+def kept_fit(run: Run) -> tuple[Coefficients, dict[str, Any]] | None:
+    """The coefficients and the contents of fit.json; None where they were not fitted yet."""
+    from rpam_lite.fit.coefficients import load
+
+    folder = _folder(run)
+    if not (folder / "fit.json").exists():
+        return None
+    run.say(f"lambda is fitted already: {folder}")
+    return load(folder / "coefficients.json"), read_json(folder / "fit.json", "the log of the fit")
+
+
+def keep_fit(run: Run, coefficients: Coefficients, log: dict[str, Any]) -> None:
+    """Write both; the log last, since it says that all is there."""
+    from rpam_lite.fit.coefficients import save
+
+    folder = _folder(run)
+    folder.mkdir(parents=True, exist_ok=True)
+    save(coefficients, folder / "coefficients.json")
+    write_json(folder / "fit.json", log)
+
+
+def kept_states(run: Run) -> DecisionStates | None:
+    """The decision states of the kept fit; None where no pass has made them yet."""
+    from safetensors.numpy import load_file
+
+    from rpam_lite.fit.decision import DecisionStates
+
+    file = _folder(run) / "states.safetensors"
+    if not file.exists():
+        return None
+    found = load_file(file)
+    return DecisionStates(**{name: values.astype("float64") for name, values in found.items()})
+
+
+def keep_states(run: Run, states: DecisionStates) -> None:
+    """Write them in float32, of which they are."""
+    from safetensors.numpy import save_file
+
+    folder = _folder(run)
+    folder.mkdir(parents=True, exist_ok=True)
+    with whole_file(folder / "states.safetensors") as part:
+        save_file({name: values.astype("float32") for name, values in vars(states).items()}, part)
+
+
+def _folder(run: Run) -> Path:
+    """Named by all that the fit depends on; which budgets and prices are asked for is no part of that."""
+    recipe = run.recipe
+    made = {name: manifest["made"] for name in ("label", "capture") if (manifest := read_manifest(name, run))}
+    told = [
+        _VERSION,
+        made,
+        [identity(folder) for folder in parent_folders(recipe)],
+        recipe.fit.model_dump(),
+        recipe.memory.model_dump(),
+        recipe.merge.donor,
+        recipe.seed,
+        recipe.threads,
+        depends.captured(recipe.family),
+    ]
+    key = hashlib.sha256(json.dumps(told, default=str).encode()).hexdigest()[:16]
+    return run.folder / FOLDER / key
