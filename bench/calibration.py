@@ -39,6 +39,7 @@ from quant.tasks.task import Task
 from recipes.tiny.families import FAMILIES
 from recipes.tiny.questions import question_lines
 from rpam_lite.checkpoint.files import append_rows, read_rows, write_text
+from rpam_lite.errors import RpamError
 from rpam_lite.fit.coefficients import Coefficients, scalar
 from rpam_lite.pipeline.artefacts import parent_gguf
 from rpam_lite.pipeline.capturing import run_capture
@@ -86,8 +87,7 @@ def open_run(pair: Path, folder: Path, form: Form, progress: Any) -> Run:
     changes: Changes = {
         "label": {"questions": pool.name},
         "capture": {"questions_per_class": form.per_class},
-        # Nothing is set aside to choose a member on: all of them are measured.
-        "dial": {"budgets": list(form.budgets), "questions": 1},
+        "dial": {"budgets": list(form.budgets), "questions": 0},
     }
     return Run(load_recipe(write_recipe(pair, folder, form.per_level, changes)), folder / "run", progress, print)
 
@@ -102,7 +102,9 @@ def drawn(rows: Sequence[dict[str, Any]], size: int, draw: int) -> list[dict[str
     levels: dict[Any, list[str]] = {}
     for row in rows:
         levels.setdefault(row["level"], []).append(row["key"])
-    each = size // len(levels)
+    each, fewest = size // len(levels), min(len(own) for own in levels.values())
+    if not 0 < each <= fewest:
+        raise RpamError(f"--sizes {size}: {len(levels)} levels have {fewest} questions at least; take another --pool.")
     keys = {key for level, own in levels.items() for key in random.Random(f"{draw}-{level}").sample(own, each)}
     return [row for row in rows if row["key"] in keys]
 
@@ -115,14 +117,6 @@ def captured_run(run: Run, folder: Path, rows: Sequence[dict[str, Any]]) -> Run:
     write_text(own.of("label") / "patterns.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     run_capture(own)
     return own
-
-
-def fitted_members(run: Run, granularity: str) -> Iterator[tuple[float, Coefficients, list[float]]]:
-    """By budget the coefficients with their row, and the losses of the one fit of lambda."""
-    own = replace(run, recipe=with_granularity(run.recipe, granularity))
-    coefficients, log = fit_share(own, 0, 1, lambda vector: vector)[None]
-    for setting, (member, _) in decided_members(own, coefficients, states_of(own, coefficients)).items():
-        yield setting.value, member, [step["loss"] for step in log["steps"]]
 
 
 def held_out(run: Run) -> Asking:
@@ -162,50 +156,49 @@ def cells(run: Run, form: Form, folder: Path) -> Iterator[dict[str, Any]]:
         made.mkdir(exist_ok=True)
     asking, kept = held_out(run), place / "results.jsonl"
     curve = scalar_curve(run, asking, curve_place)
-    for size in form.sizes:
-        for draw in range(form.draws):
-            for granularity in form.granularities:
-                names = [f"{granularity}-{size}-{draw}-{budget:g}" for budget in form.budgets]
-                found = read_rows(kept)
-                if any(name not in found for name in names):
-                    rows = drawn(pattern_rows(run), size, draw)
-                    fresh = measured_draw(run, rows, granularity, asking, curve, place / f"{granularity}-{size}-{draw}")
-                    append_rows(kept, [cell | {"size": size, "draw": draw} for cell in fresh])
-                    found = read_rows(kept)
-                yield from (found[name] for name in names)
+    draws = {(size, draw): drawn(pattern_rows(run), size, draw) for size in form.sizes for draw in range(form.draws)}
+    for (size, draw), rows in draws.items():
+        names = {granularity: f"{granularity}-{size}-{draw}" for granularity in form.granularities}
+        left = {granularity: name for granularity, name in names.items() if name not in read_rows(kept)}
+        if left:
+            with TemporaryDirectory() as temporary:
+                own = captured_run(run, Path(temporary), rows)
+                for granularity, name in left.items():
+                    members = fitted_draw(own, granularity, asking, curve, place / name)
+                    drawn_as: dict[str, Any] = {"size": size, "draw": draw, "granularity": granularity}
+                    append_rows(kept, [{"key": name, "members": [drawn_as | member for member in members]}])
+        found = read_rows(kept)
+        for name in names.values():
+            yield from found[name]["members"]
 
 
-def measured_draw(
-    run: Run,
-    rows: Sequence[dict[str, Any]],
-    granularity: str,
-    asking: Asking,
-    curve: Sequence[Sequence[Record]],
-    records: Path,
+def fitted_draw(
+    run: Run, granularity: str, asking: Asking, curve: Sequence[Sequence[Record]], records: Path
 ) -> Iterator[dict[str, Any]]:
-    """One result for every budget: of the fit on these rows, with its decision row."""
-    with TemporaryDirectory() as temporary:
-        own = captured_run(run, Path(temporary), rows)
-        for budget, coefficients, losses in fitted_members(own, granularity):
-            name = f"{records.name}-{budget:g}"
-            answers = measured(run, name, coefficients, asking, records.with_name(f"{name}.jsonl"))
-            cell = {
-                "key": name,
-                "granularity": granularity,
-                "budget": budget,
-                "gradients": len(losses),
-                "loss": [losses[0], min(losses)],
-                "tokens": summarize(answers, LONG_THINK_TOKENS).tokens,
-                **asdict(gain_over_curve(answers, curve)),
-            }
-            print(line(cell), flush=True)
-            yield cell
+    """Fit on what a run has captured; one result for every budget that a merge of this pair can keep."""
+    own = replace(run, recipe=with_granularity(run.recipe, granularity))
+    fitted, log = fit_share(own, 0, 1, lambda vector: vector)[None]
+    losses = [step["loss"] for step in log["steps"]]
+    for setting, (coefficients, told) in decided_members(own, fitted, states_of(own, fitted)).items():
+        name = f"{records.name}-{setting.value:g}"
+        answers = measured(own, name, coefficients, asking, records.with_name(f"{name}.jsonl"))
+        member = {
+            "name": name,
+            "budget": setting.value,
+            "gradients": len(losses),
+            "loss": [losses[0], min(losses)],
+            "promised": {key: told[key] for key in ("accuracy", "tokens")},
+            "tokens": summarize(answers, LONG_THINK_TOKENS).tokens,
+            **asdict(gain_over_curve(answers, curve)),
+        }
+        print(line(member), flush=True)
+        yield member
 
 
 def line(cell: dict[str, Any]) -> str:
     """One member in one line."""
     return (
-        f"{cell['key']}: loss {cell['loss'][0]:.3f} -> {cell['loss'][1]:.3f}, {100 * cell['accuracy']:.1f} % at "
+        f"{cell['name']}: loss {cell['loss'][0]:.3f} -> {cell['loss'][1]:.3f}, {100 * cell['accuracy']:.1f} % at "
         f"{cell['tokens']:.1f} tokens, {100 * cell['gain']:+.1f} points ({100 * cell['low']:+.1f} to "
         f"{100 * cell['high']:+.1f})"
     )
@@ -214,9 +207,10 @@ def line(cell: dict[str, Any]) -> str:
 def table(found: Sequence[dict[str, Any]]) -> str:
     """Markdown: by size, granularity and budget the mean gain over the draws and its spread."""
     lines = [
-        "| questions | lambdas | budget, % | loss of the fit | tokens, spread of draws | right, % | "
-        "over the curve, points: mean | spread of draws | worst to best | interval above 0 |",
-        "|---:|---|" + "---:|" * 8,
+        "| questions | lambdas | budget, % | loss of the fit | promised: right, % at tokens "
+        "| tokens, spread of draws | right, % | over the curve, points: mean | spread of draws | worst to best "
+        "| interval above 0 |",
+        "|---:|---|" + "---:|" * 9,
     ]
     groups: dict[tuple[int, str, float], list[dict[str, Any]]] = {}
     for cell in found:
@@ -224,8 +218,10 @@ def table(found: Sequence[dict[str, Any]]) -> str:
     for (size, granularity, budget), own in groups.items():
         gains, tokens = 100 * np.array([cell["gain"] for cell in own]), np.array([cell["tokens"] for cell in own])
         accuracy, loss = np.mean([[cell["accuracy"], cell["loss"][1]] for cell in own], axis=0)
+        promised = np.mean([[100 * cell["promised"]["accuracy"], cell["promised"]["tokens"]] for cell in own], axis=0)
         lines.append(
-            f"| {size} | one a {granularity} | {100 * budget:g} | {loss:.3f} | {tokens.mean():.1f}{_spread(tokens)} | "
+            f"| {size} | one a {granularity} | {100 * budget:g} | {loss:.3f} | "
+            f"{promised[0]:.1f} at {promised[1]:.1f} | {tokens.mean():.1f}{_spread(tokens)} | "
             f"{100 * accuracy:.1f} | {gains.mean():+.1f} |{_spread(gains) or ' -'} | {gains.min():+.1f} to "
             f"{gains.max():+.1f} | {sum(cell['low'] > 0 for cell in own)} of {len(own)} |"
         )

@@ -35,9 +35,9 @@ from quant.tasks.questions import TaskFile, load_questions, read_task_file
 from recipes.tiny.families import FAMILIES
 from recipes.tiny.questions import question_lines
 from rpam_lite.checkpoint.files import read_json, write_json, write_text
-from rpam_lite.fit.coefficients import Coefficients, load, scalar
+from rpam_lite.fit.coefficients import Coefficients, scalar
 from rpam_lite.pipeline.artefacts import exported_gguf, parent_gguf, quantized_gguf
-from rpam_lite.pipeline.dial import member_folder
+from rpam_lite.pipeline.dial import fitted_members
 from rpam_lite.pipeline.measuring import write_coefficients_gguf
 from rpam_lite.pipeline.stage import Run, fingerprint, is_done, needed_by
 from rpam_lite.pipeline.trip import STAGES, run_one
@@ -114,14 +114,17 @@ def merged_files(run: Run, method: str, models: Path) -> dict[str, Path]:
 
 def member_files(run: Run, method: str, models: Path) -> dict[str, Path]:
     """GGUF files of all members of a method's dial by name, made unless they are there; none without a dial."""
+    if not run.recipe.family.settings:
+        return {}
+    ensure(run, "fit")
     made = "-".join(fingerprint(STAGES[name], run.recipe)[:8] for name in ("label", "capture", "fit"))
-    wanted = {setting: models / f"{setting.stem}-{made}.gguf" for setting in run.recipe.family.settings}
-    names = {s: s.name if method == OURS else f"{method}, {s.name}" for s in wanted}
-    if not all(file.exists() for file in wanted.values()):
-        ensure(run, "fit")
-        for setting, file in wanted.items():
-            write_coefficients_gguf(run, load(member_folder(run, setting) / "coefficients.json"), file, names[setting])
-    return {names[setting]: file for setting, file in wanted.items()}
+    files = {}
+    for setting, coefficients in fitted_members(run).items():
+        name = setting.name if method == OURS else f"{method}, {setting.name}"
+        files[name] = models / f"{setting.stem}-{made}.gguf"
+        if not files[name].exists():
+            write_coefficients_gguf(run, coefficients, files[name], name)
+    return files
 
 
 def open_file(file: Path) -> LlamaCppEngine:

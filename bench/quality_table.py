@@ -46,7 +46,7 @@ def measured_rows(models: Mapping[str, tuple[str, list[Record]]], long_think_tok
             "tokens": summary.tokens,
             "unclosed": float(np.mean([r.think_block == "open" for r in records])),
             "long_by_level": [s.long for s in summarize_by_level(records, long_think_tokens).values()],
-            **{key: None if isnan(v := adaptivity[key].value) else v for key in ("overthink", "underthink")},
+            **{key: _number(adaptivity[key].value) for key in ("overthink", "underthink")},
         }
         if name not in ("Short", "Long"):
             row["over_coin"] = asdict(gain_over_coin(records, short, long))
@@ -56,7 +56,7 @@ def measured_rows(models: Mapping[str, tuple[str, list[Record]]], long_think_tok
             limit = curve_accuracy(np.array(policy[0]), np.array(policy[1]), gain.tokens)
             row["policy_accuracy"] = limit
             row["by_level"] = {
-                key: curve_accuracy(np.array(by_level.tokens), np.array(getattr(by_level, key)), gain.tokens)
+                key: _number(curve_accuracy(np.array(by_level.tokens), np.array(getattr(by_level, key)), gain.tokens))
                 for key in ("accuracy", "overthinking")
             }
             row["closed"] = gain.gain / (limit - gain.curve_accuracy) if limit > gain.curve_accuracy else None
@@ -64,7 +64,7 @@ def measured_rows(models: Mapping[str, tuple[str, list[Record]]], long_think_tok
     return {
         "rows": rows,
         "policy": {"tokens": policy[0], "accuracy": policy[1]},
-        "by_level": asdict(by_level),
+        "by_level": {"tokens": by_level.tokens, "accuracy": by_level.accuracy},
         "oracle": _oracle(short, long),
     }
 
@@ -92,18 +92,25 @@ def table(measured: Measured) -> str:
             closed = "-" if row["closed"] is None else f"{100 * row['closed']:.0f} %"
             cells += [f"{100 * gain['curve_accuracy']:.1f}", _points_with_interval(gain), coin]
             cells += [f"{100 * row['policy_accuracy']:.1f}", closed]
-            cells += [f"{100 * value:.1f}" for value in row["by_level"].values()]
+            cells += [_percent(value) for value in row["by_level"].values()]
         else:
             cells += ["", "", coin, "", "", "", ""]
-        cells += [
-            "-" if row[key] is None else f"{100 * row[key]:.1f}" for key in ("overthink", "underthink", "unclosed")
-        ]
+        cells += [_percent(row[key]) for key in ("overthink", "underthink", "unclosed")]
         lines.append(f"| {row['name']} | " + " | ".join(cells) + " |")
     oracle = measured["oracle"]
     lines.append(
         f"| the better parent of each question | {100 * oracle['accuracy']:.1f} | {oracle['tokens']:.1f} |" + " |" * 10
     )
     return "\n".join(lines)
+
+
+def _number(value: float) -> float | None:
+    """None where it is not defined: JSON has no nan."""
+    return None if isnan(value) else value
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
 
 
 def _points_with_interval(gain: Mapping[str, float]) -> str:

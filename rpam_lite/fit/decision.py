@@ -100,14 +100,12 @@ class DecisionFit:
         price: Points of accuracy a 1000 tokens that the regrets were taken at.
         ridge: Of `RIDGES`, the one whose rows did best on questions that they were not fitted on.
         thinks: Whether each question is answered in long by a row that was not fitted on it, bool [questions].
-        tokens: Mean tokens of them, each parent's answers being as long as before.
     """
 
     row: Vector
     price: float
     ridge: float
     thinks: npt.NDArray[np.bool_]
-    tokens: float
 
 
 def features_of(states: DecisionStates) -> Features:
@@ -160,7 +158,7 @@ def unseen_scores(features: Features, regrets: Vector, ridge: float) -> Vector:
     return found
 
 
-def fit_price(features: Features, regrets: Vector, price: float, tokens: Tokens) -> DecisionFit:
+def fit_price(features: Features, regrets: Vector, price: float) -> DecisionFit:
     """The row that loses least at a price.
 
     The bias is moved to where questions left out lose least: the logistic loss, for all its weights, is no utility.
@@ -169,10 +167,9 @@ def fit_price(features: Features, regrets: Vector, price: float, tokens: Tokens)
         features: Of the merge's decision states.
         regrets: By how many points Long is worth more than Short at this price, float64 [questions].
         price: Points of accuracy that 1000 tokens must be worth.
-        tokens: Of the parents' answers.
     """
     ridge, unseen = _best_ridge(features, regrets)
-    return _moved(features, regrets, ridge, unseen, best_threshold(unseen, regrets), price, tokens)
+    return _moved(features, regrets, ridge, unseen, best_threshold(unseen, regrets), price)
 
 
 def fit_budget(features: Features, regrets: Regrets, tokens: Tokens, budget: float) -> DecisionFit:
@@ -193,7 +190,7 @@ def fit_budget(features: Features, regrets: Regrets, tokens: Tokens, budget: flo
     price = _price_within(tokens_at, budget)
     ridge, unseen = _best_ridge(features, regrets(price))
     shift = max(threshold(unseen, tokens, budget), best_threshold(unseen, regrets(0.0)))
-    return _moved(features, regrets(price), ridge, unseen, shift, price, tokens)
+    return _moved(features, regrets(price), ridge, unseen, shift, price)
 
 
 def _best_ridge(features: Features, regrets: Vector) -> tuple[float, Vector]:
@@ -208,13 +205,13 @@ def _best_ridge(features: Features, regrets: Vector) -> tuple[float, Vector]:
 
 
 def _moved(
-    features: Features, regrets: Vector, ridge: float, unseen: Vector, shift: float, price: float, tokens: Tokens
+    features: Features, regrets: Vector, ridge: float, unseen: Vector, shift: float, price: float
 ) -> DecisionFit:
     """The row fitted on all questions, thinking above `shift` instead of 0."""
     found, z = fit_logistic(features, regrets, ridge), unseen - shift * features.constant
     found[-1] -= shift
     row = features.back @ found[:-1] + features.bias * found[-1]
-    return DecisionFit(row, price, ridge, z > 0, tokens.mean(z))
+    return DecisionFit(row, price, ridge, z > 0)
 
 
 def threshold(z: Vector, tokens: Tokens, budget: float) -> float:

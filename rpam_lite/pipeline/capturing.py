@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from rpam_lite.checkpoint.files import write_json
 from rpam_lite.pipeline.artefacts import SCRATCH
-from rpam_lite.pipeline.deciding import check_decidable
+from rpam_lite.pipeline.dial import refuse_dial
 from rpam_lite.pipeline.stage import Run
 from rpam_lite.pipeline.traces import calibration_traces
 
@@ -20,9 +20,9 @@ CODEC_ERROR_LIMIT = 0.3
 
 
 def refuse_capture(run: Run) -> None:
-    """Refuse what no row could decide at the end, before an older capture is removed for it."""
-    if run.recipe.family.decides:
-        check_decidable(run)
+    """Refuse labels that nothing can be fitted to, before an older capture is removed for them."""
+    refuse_dial(run)
+    calibration_traces(run)
 
 
 def run_capture(run: Run) -> None:

@@ -32,7 +32,7 @@ def check_decidable(run: Run) -> None:
     opening_token(seen_rows(run))
     settings, least = run.recipe.family.settings, _least_budget(with_estimates(seen_rows(run)))
     if all(_is_too_small(setting, least) for setting in settings):
-        raise RpamError(f"`dial.budgets` {settings[-1].value:g}: {_too_small(least)}")
+        raise RpamError(f"`dial.budgets` {', '.join(s.label for s in settings)}: {_too_small(least)}")
 
 
 def _least_budget(rows: Sequence[Mapping[str, Any]]) -> float:
@@ -45,7 +45,7 @@ def _is_too_small(setting: Setting, least: float) -> bool:
 
 
 def _too_small(least: float) -> str:
-    return f"Short's own answers have {100 * least:.1f} % of Long's mean tokens; no merge of them has fewer."
+    return f"Short's own answers have {100 * least:.1f} % of Long's mean tokens, and no merge has fewer; ask for more."
 
 
 def decided_members(
@@ -86,7 +86,7 @@ def decided_members(
             run.say(f"WARNING: {setting.name} is left out. {_too_small(least)}")
             continue
         if setting.kind == "price":
-            found = fit_price(features, regrets(setting.value), setting.value, tokens)
+            found = fit_price(features, regrets(setting.value), setting.value)
         else:
             found = fit_budget(features, regrets, tokens, setting.value * float(tokens.long.mean()))
         told = _told(found, token, rows)

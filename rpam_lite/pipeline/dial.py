@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rpam_lite.checkpoint.files import read_json, write_json
 from rpam_lite.errors import RpamError
 from rpam_lite.pipeline.artefacts import parent_gguf
-from rpam_lite.pipeline.deciding import by_parents
+from rpam_lite.pipeline.deciding import by_parents, check_decidable
 from rpam_lite.pipeline.measuring import Asking, Row, measure_rows, row_key, write_coefficients_gguf
 from rpam_lite.pipeline.stage import Run, identity, parent_folders
 from rpam_lite.pipeline.traces import seen_rows, unseen_keys
@@ -47,6 +47,15 @@ def unseen_questions(run: Run) -> list[Question]:
             "(`dial.questions: 0`)."
         )
     return [q for q in load_questions(run.recipe.label.file) if q.key in keys]
+
+
+def refuse_dial(run: Run) -> None:
+    """Refuse a dial of which no member could be made, or none chosen at the end, before anything older is removed."""
+    dial = run.recipe.family
+    if dial.settings and dial.questions:
+        unseen_questions(run)
+    if dial.decides:
+        check_decidable(run)
 
 
 @dataclass(frozen=True)
@@ -136,13 +145,15 @@ def _by_parents(run: Run, decisions: Sequence[Mapping[str, Any]]) -> Standing:
 
 def _wished(dial: Dial, rows: list[dict[str, Any]], long_accuracy: float, long_tokens: float) -> tuple[Choice, str]:
     """The member that the recipe wishes for, and the wish in words."""
-    from quant.frontier import cheapest_above, most_accurate_within
+    from quant.frontier import Choice, cheapest_above, most_accurate_within
 
     accuracy, tokens = [row["accuracy"] for row in rows], [row["tokens"] for row in rows]
     if (share := dial.max_tokens_share) is not None:
         return most_accurate_within(
             accuracy, tokens, share * long_tokens
         ), f"at most {100 * share:g} % of Long's tokens"
+    if len(rows) == 1 and dial.max_points_below_long is None:
+        return Choice(0, True), "the only one"
     points = POINTS_BELOW_LONG if dial.max_points_below_long is None else dial.max_points_below_long
     # Rounding alone must not decide.
     least = long_accuracy - points / 100 - 1e-9
@@ -162,12 +173,19 @@ def member_row(run: Run, setting: Setting, coefficients: Coefficients, folder: P
 
 def other_members(run: Run) -> dict[Setting, Coefficients]:
     """The fitted members that were not taken; none without a dial."""
+    members = fitted_members(run)
+    taken = read_json(run.of("fit") / FRONTIER, "the dial's frontier")["index"] if members else None
+    return {setting: found for i, (setting, found) in enumerate(members.items()) if i != taken}
+
+
+def fitted_members(run: Run) -> dict[Setting, Coefficients]:
+    """All members that were fitted, in the order of the frontier; none without a dial."""
     from rpam_lite.fit.coefficients import load
 
     if not run.recipe.family.settings:
         return {}
     told = read_json(run.of("fit") / FRONTIER, "the dial's frontier")
-    settings = [Setting(row["kind"], row["value"]) for i, row in enumerate(told["members"]) if i != told["index"]]
+    settings = [Setting(row["kind"], row["value"]) for row in told["members"]]
     return {setting: load(member_folder(run, setting) / "coefficients.json") for setting in settings}
 
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from rpam_lite.checkpoint.files import write_json
 from rpam_lite.errors import RpamError
 from rpam_lite.pipeline.artefacts import SCRATCH
-from rpam_lite.pipeline.deciding import check_decidable, decided_members, states_of
-from rpam_lite.pipeline.dial import choose_member, member_folder, unseen_questions
+from rpam_lite.pipeline.deciding import decided_members, states_of
+from rpam_lite.pipeline.dial import choose_member, member_folder
 from rpam_lite.pipeline.kept_fit import keep_fit, keep_states, kept_fit, kept_states
 from rpam_lite.pipeline.memory import advice
 from rpam_lite.pipeline.release import fit_as_released
@@ -27,14 +27,6 @@ if TYPE_CHECKING:
     from rpam_lite.recipe import Fit, Setting
 
     Fitted = tuple[Coefficients, dict[str, Any]]  # with the contents of fit.json
-
-
-def refuse_dial(run: Run) -> None:
-    """Refuse a dial of which no member could be made, or none chosen at the end."""
-    if run.recipe.family.settings and run.recipe.family.questions:
-        unseen_questions(run)
-    if run.recipe.family.decides:
-        check_decidable(run)
 
 
 def run_fit(run: Run) -> None:

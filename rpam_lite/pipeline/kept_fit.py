@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rpam_lite.checkpoint.files import read_json, whole_file, write_json
+from rpam_lite.errors import RpamError
 from rpam_lite.pipeline import depends
 from rpam_lite.pipeline.stage import Run, identity, parent_folders, read_manifest
 
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
     from rpam_lite.fit.decision import DecisionStates
 
 FOLDER = "fits"
-_VERSION = 1  # raised when the same recipe must be fitted anew
+FIT_VERSION = 1  # raised when the same recipe must be fitted anew
+_STATES = "states.safetensors"
 
 
 def kept_fit(run: Run) -> tuple[Coefficients, dict[str, Any]] | None:
@@ -26,8 +28,13 @@ def kept_fit(run: Run) -> tuple[Coefficients, dict[str, Any]] | None:
     folder = _folder(run)
     if not (folder / "fit.json").exists():
         return None
-    run.say(f"lambda is fitted already: {folder}")
-    return load(folder / "coefficients.json"), read_json(folder / "fit.json", "the log of the fit")
+    try:
+        found = load(folder / "coefficients.json"), read_json(folder / "fit.json", "the log of the fit")
+    except RpamError as error:
+        run.say(f"WARNING: {error} It is fitted again.")
+        return None
+    run.say(f"lambda is fitted already (remove {folder} to fit it again)")
+    return found
 
 
 def keep_fit(run: Run, coefficients: Coefficients, log: dict[str, Any]) -> None:
@@ -36,31 +43,39 @@ def keep_fit(run: Run, coefficients: Coefficients, log: dict[str, Any]) -> None:
 
     folder = _folder(run)
     folder.mkdir(parents=True, exist_ok=True)
+    for older in ("fit.json", _STATES):  # of other coefficients, if only in their last bits
+        (folder / older).unlink(missing_ok=True)
     save(coefficients, folder / "coefficients.json")
     write_json(folder / "fit.json", log)
 
 
 def kept_states(run: Run) -> DecisionStates | None:
     """The decision states of the kept fit; None where no pass has made them yet."""
+    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     from rpam_lite.fit.decision import DecisionStates
 
-    file = _folder(run) / "states.safetensors"
+    file = _folder(run) / _STATES
     if not file.exists():
         return None
-    found = load_file(file)
+    try:
+        found = load_file(file)
+    except SafetensorError as error:
+        run.say(f"WARNING: {file}: {error}; the merge is run over the questions again.")
+        return None
     return DecisionStates(**{name: values.astype("float64") for name, values in found.items()})
 
 
 def keep_states(run: Run, states: DecisionStates) -> None:
     """Write them in float32, of which they are."""
+    import numpy as np
     from safetensors.numpy import save_file
 
     folder = _folder(run)
     folder.mkdir(parents=True, exist_ok=True)
-    with whole_file(folder / "states.safetensors") as part:
-        save_file({name: values.astype("float32") for name, values in vars(states).items()}, part)
+    with whole_file(folder / _STATES) as part:
+        save_file({name: np.ascontiguousarray(values, np.float32) for name, values in vars(states).items()}, part)
 
 
 def _folder(run: Run) -> Path:
@@ -68,7 +83,7 @@ def _folder(run: Run) -> Path:
     recipe = run.recipe
     made = {name: manifest["made"] for name in ("label", "capture") if (manifest := read_manifest(name, run))}
     told = [
-        _VERSION,
+        FIT_VERSION,
         made,
         [identity(folder) for folder in parent_folders(recipe)],
         recipe.fit.model_dump(),

@@ -10,6 +10,8 @@ from quant.tasks.grader import GRADER_VERSION
 from rpam_lite.errors import RpamError
 from rpam_lite.patterns.label import PATTERN_VERSION
 from rpam_lite.pipeline import capturing, checking, depends, fitting, merging, quantizing, reporting, stages, statistics
+from rpam_lite.pipeline.dial import refuse_dial
+from rpam_lite.pipeline.kept_fit import FIT_VERSION
 from rpam_lite.pipeline.measure import run_eval
 from rpam_lite.pipeline.names import STAGE_HELP
 from rpam_lite.pipeline.stage import (
@@ -83,7 +85,8 @@ _ORDER = (
         parent_folders,
         fitting.run_fit,
         applies=depends.fits,
-        refuses=fitting.refuse_dial,
+        refuses=refuse_dial,
+        version=FIT_VERSION,
     ),
     Stage(
         "statistics",

@@ -69,11 +69,10 @@ def bytes_by_stage(source: ParentSource, config: Any, recipe: Recipe) -> dict[st
     return {
         "label": 2 * parent,
         "capture": 2 * 2 * kept * hidden,
-        "fit": gguf if recipe.family.settings and recipe.family.questions else 0,
         "merge": merged,
         "export": gguf,
         "quantize": int(sum(values * _BITS.get(t, 16) / 8 for t in recipe.quantize.types)),
-        "eval": gguf if recipe.eval.scalar_curve else 0,
+        "eval": gguf if recipe.eval.scalar_curve or len(recipe.family.settings) > 1 else 0,
     }
 
 

@@ -58,10 +58,10 @@ def test_a_family_by_decision_rows(trip: Path, tmp_path: Path) -> None:
         refused = rpam_here("export", "tiny.yaml", *option, cwd=tmp_path / "copy")
         assert refused.returncode == 1
         assert "dial.by: fit" in refused.stderr
-    assert refused_budget(tmp_path / "copy").startswith("rpam: [E12] `dial.budgets` 0.01: Short's own answers have")
+    assert refused_budget(tmp_path / "copy").startswith("rpam: [E12] `dial.budgets` 1 %: Short's own answers have")
     assert (fit / "manifest.json").exists()  # the fit that was there is there
     write_recipe(tmp_path / "copy", capture={"questions_per_class": 4}, dial={"budgets": [0.5]})
-    assert refused_budget(tmp_path / "copy").startswith("rpam: [E12] `dial.budgets` 0.01")
+    assert refused_budget(tmp_path / "copy").startswith("rpam: [E12] `dial.budgets` 1 %")
     assert (fit.parent / "capture/manifest.json").exists()  # and so is the capture
 
 
@@ -88,9 +88,15 @@ def test_a_family_chosen_by_the_parents_answers(trip: Path, tmp_path: Path) -> N
     assert "by the parents' answers to 32 calibration questions" in output
     # Another budget needs no other fit, and ends with the same bytes as one that was fitted anew.
     again = rpam(tmp_path / "copy", "fit", "tiny.yaml", "--budget", "0.7")
-    assert f"lambda is fitted already: runs/tiny/fits/{next((folder / 'fits').iterdir()).name}" in again
+    kept = next((folder / "fits").iterdir())
+    assert f"lambda is fitted already (remove runs/tiny/fits/{kept.name} to fit it again)" in again
+    assert "budget 70 % is taken (the only one)" in again
     assert "fitting all lambdas" not in again
     quick = contents(folder / "fit")
+    # A damaged file is made again, and so is all.
+    (kept / "states.safetensors").write_bytes(b"half")
+    assert "the merge is run over the questions again" in rpam(tmp_path / "copy", "fit", "tiny.yaml", "--budget", "0.7")
+    assert contents(folder / "fit") == quick
     shutil.rmtree(folder / "fits")
     assert "fitting all lambdas" in rpam(tmp_path / "copy", "fit", "tiny.yaml", "--budget", "0.5")
     rpam(tmp_path / "copy", "fit", "tiny.yaml", "--budget", "0.7")
