@@ -132,7 +132,7 @@ def test_the_fit_is_the_minimum_of_the_loss_it_states() -> None:
 
 def test_the_row_stays_quiet_where_answers_go_on() -> None:
     """Two dimensions tell the same; the row uses the one that says nothing within answers."""
-    states, gains, tokens = made_up()
+    states, gains, _ = made_up()
     decisions, elsewhere = states.decisions.copy(), states.elsewhere.copy()
     decisions[:, 5] = decisions[:, 2]
     elsewhere[:, 2] *= 30
