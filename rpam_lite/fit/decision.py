@@ -49,11 +49,13 @@ class DecisionStates:
         decisions: Final hidden states of the last prompt tokens, float64 [questions, hidden].
         gaps: Logit of the opening token less the largest other one, float64 [questions].
         elsewhere: Final hidden states at positions within answers, float64 [positions, hidden].
+        elsewhere_gaps: The gap there, float64 [positions].
     """
 
     decisions: Vector
     gaps: Vector
     elsewhere: Vector
+    elsewhere_gaps: Vector
 
 
 @dataclass(frozen=True)
@@ -110,16 +112,21 @@ class DecisionFit:
 
 def features_of(states: DecisionStates) -> Features:
     """Whiten the decision states by what the states within answers are like."""
-    hidden = states.decisions.shape[1]
-    moment = states.elsewhere.T @ states.elsewhere / len(states.elsewhere)
-    moment[np.diag_indices(hidden)] += 1e-2 * np.trace(moment) / hidden
-    root = np.linalg.cholesky(moment)
+    root = whitening(states.elsewhere)
     white = scipy.linalg.solve_triangular(root, states.decisions.T, lower=True).T
     left, sizes, right = np.linalg.svd(white, full_matrices=False)
     values = left * sizes
     back = scipy.linalg.solve_triangular(root.T, right.T, lower=False)
     flat = sizes / (sizes**2 + 1e-6 * sizes[0] ** 2) * left.sum(0)
     return Features(values, values @ flat, states.gaps, back, back @ flat)
+
+
+def whitening(elsewhere: Vector) -> Vector:
+    """Cholesky factor [hidden, hidden] of the states' mean square, a hundredth of it added in every direction."""
+    hidden = elsewhere.shape[1]
+    moment = elsewhere.T @ elsewhere / len(elsewhere)
+    moment[np.diag_indices(hidden)] += 1e-2 * np.trace(moment) / hidden
+    return np.asarray(np.linalg.cholesky(moment), dtype=np.float64)
 
 
 def fit_logistic(features: Features, regrets: Vector, ridge: float) -> Vector:

@@ -40,11 +40,15 @@ def decision_states(
     every = max(1, -(-len(places) // MOST_ELSEWHERE))
     inside = torch.stack([outputs[len(prompts) + q][at] for q, at in places[::every]])
     decisions = _normed(model, torch.stack([h[-1] for h in outputs[: len(prompts)]]))
-    gaps = [token_gaps(model.ends, some, model.lambda_of, token) for some in torch.split(decisions, micro_tokens)]
     elsewhere = _normed(model, inside)
-    return DecisionStates(
-        _as_the_head_sees(model, decisions), _exact(torch.cat(gaps)), _as_the_head_sees(model, elsewhere)
-    )
+    seen, gaps = zip(*(_seen(model, states, token, micro_tokens) for states in (decisions, elsewhere)), strict=True)
+    return DecisionStates(seen[0], gaps[0], seen[1], gaps[1])
+
+
+def _seen(model: Streamed, normed: torch.Tensor, token: int, micro_tokens: int) -> tuple[Vector, Vector]:
+    """States as the head sees them, and the token's gaps there."""
+    gaps = [token_gaps(model.ends, some, model.lambda_of, token) for some in torch.split(normed, micro_tokens)]
+    return _as_the_head_sees(model, normed), _exact(torch.cat(gaps))
 
 
 @torch.no_grad()

@@ -68,6 +68,7 @@ def decided_members(
 
     from rpam_lite.fit.coefficients import DecisionRow
     from rpam_lite.fit.decision import Tokens, features_of, fit_budget, fit_price
+    from rpam_lite.fit.firmness import firm_row
     from rpam_lite.patterns.opening import opening_token
     from rpam_lite.patterns.price import regret, with_estimates
 
@@ -89,12 +90,13 @@ def decided_members(
             found = fit_price(features, regrets(setting.value), setting.value)
         else:
             found = fit_budget(features, regrets, tokens, setting.value * float(tokens.long.mean()))
-        told = _told(found, token, rows)
+        firm = firm_row(states, found.row)
+        told = _told(found, token, rows) | {"firmness": firm.firmness, "loudest": firm.loudest}
         run.say(
             f"{setting.name}: thinks on {100 * told['thinks']:.0f} % of the questions that a row was not fitted on, "
             f"{100 * told['accuracy']:.1f} % right at {told['tokens']:.1f} tokens a question by the parents' answers"
         )
-        row = DecisionRow(token=token, row=tuple(found.row.astype(np.float32).tolist()))
+        row = DecisionRow(token=token, row=tuple(firm.row.astype(np.float32).tolist()))
         members[setting] = fitted.deciding(row), told
     return members
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rpam_lite.fit.decision import DecisionStates
 
 FOLDER = "fits"
-FIT_VERSION = 1  # raised when the same recipe must be fitted anew
+FIT_VERSION = 2  # raised when the same recipe must be fitted anew
 _STATES = "states.safetensors"
 
 

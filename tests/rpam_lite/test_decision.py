@@ -54,7 +54,7 @@ def made_up(seed: int = 0) -> tuple[DecisionStates, Vector, Tokens]:
     decisions[:, 0] += 5  # what all decision states have in common
     elsewhere = random.normal(size=(400, HIDDEN))
     gains = 50 + 40 * decisions[:, 2]
-    states = DecisionStates(decisions, random.normal(size=QUESTIONS) - 1, elsewhere)
+    states = DecisionStates(decisions, random.normal(size=QUESTIONS) - 1, elsewhere, random.normal(size=400) - 12)
     return states, gains, Tokens(np.full(QUESTIONS, 100.0), np.full(QUESTIONS, 5.0))
 
 
@@ -219,6 +219,10 @@ def test_the_states_and_a_written_merge_with_a_row_agree_with_transformers(any_p
         whole = AutoModelForCausalLM.from_pretrained(any_pair / name, dtype=torch.float32).eval()
         with torch.no_grad():
             logits[name] = torch.stack([whole(p.unsqueeze(0)).logits[0, -1] for p in prompts])
+            inside = whole(trace.unsqueeze(0)).logits[0, 6:]
+        if name == "plain":
+            others = torch.cat([inside[:, :token], inside[:, token + 1 :]], dim=1)
+            assert states.elsewhere_gaps == pytest.approx((inside[:, token] - others.amax(-1)).numpy(), abs=1e-4)
     own = logits["plain"][:, token].clone()
     logits["plain"][:, token] = -torch.inf
     assert states.gaps == pytest.approx((own - logits["plain"].amax(-1)).numpy(), abs=1e-4)
