@@ -1,24 +1,29 @@
-"""The table of calibration sizes: its means, its spread, and the recipe of each granularity."""
+"""The table of calibration sizes: its means, its spread, its draws, and the recipe of each granularity."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from bench.calibration import Form, open_run, table, with_fit
+import pytest
+
+from bench.calibration import Form, drawn, open_run, table, with_granularity
 from recipes.tiny.splits import LEVELS
+from rpam_lite.errors import RpamError
 from rpam_lite.recipe import load_recipe
 from tests.conftest import ROOT
 
 
-def cell(size: int, draw: int, gain: float, low: float, granularity: str = "row") -> dict[str, Any]:
+def cell(
+    size: int, draw: int, gain: float, low: float, granularity: str = "row", budget: float = 0.8
+) -> dict[str, Any]:
     return {
         "size": size,
         "draw": draw,
         "granularity": granularity,
-        "questions": size - draw,
-        "numbers": 7,
+        "budget": budget,
         "loss": [2.0, 1.0 + draw],
+        "promised": {"accuracy": 0.6, "tokens": 51.0 + draw},
         "tokens": 50.0 + 10 * draw,
         "accuracy": 0.7,
         "gain": gain,
@@ -26,26 +31,43 @@ def cell(size: int, draw: int, gain: float, low: float, granularity: str = "row"
     }
 
 
-def test_draws_of_one_size_and_granularity_are_one_line() -> None:
+def test_draws_of_one_size_granularity_and_budget_are_one_line() -> None:
     found = [
         cell(32, 0, 0.02, 0.01),
         cell(32, 0, 0.09, 0.05, "layer"),
         cell(32, 1, 0.05, -0.01),
+        cell(32, 0, 0.01, 0.0, budget=0.6),
         cell(128, 0, -0.01, -0.03),
     ]
     lines = table(found).splitlines()[2:]
-    assert lines[0] == "| 32 | row | 7 | 1.500 | 55.0 | 70.0 | +3.5 | 2.1 | +2.0 to +5.0 | 1 of 2 |"
-    assert lines[1].startswith("| 32 | layer | 7 |")
-    assert lines[2].endswith("| -1.0 | - | -1.0 to -1.0 | 0 of 1 |")
-    assert len(lines) == 3
+    assert lines[0] == (
+        "| 32 | one a row | 80 | 1.500 | 60.0 at 51.5 | 55.0 ± 7.1 | 70.0 | +3.5 | ± 2.1 | +2.0 to +5.0 | 1 of 2 |"
+    )
+    assert lines[1].startswith("| 32 | one a layer | 80 | 1.000 |")
+    assert lines[2].startswith("| 32 | one a row | 60 |")
+    assert lines[3].endswith("| 50.0 | 70.0 | -1.0 | - | -1.0 to -1.0 | 0 of 1 |")
+    assert len(lines) == 4
+
+
+def test_a_draw_takes_as_many_of_every_level() -> None:
+    rows = [{"key": str(i), "level": 1 + i % 4} for i in range(40)]
+    found = drawn(rows, 12, draw=0)
+    assert [sum(row["level"] == level for row in found) for level in (1, 2, 3, 4)] == [3, 3, 3, 3]
+    assert found == [row for row in rows if row in found]
+    assert found == drawn(rows, 12, draw=0) != drawn(rows, 12, draw=1)
+    for size in (3, 44):
+        with pytest.raises(RpamError, match=f"--sizes {size}: 4 levels have 10 questions"):
+            drawn(rows, size, draw=0)
 
 
 def test_each_granularity_keeps_the_other_settings(tmp_path: Path) -> None:
-    form = Form((32,), 1, ("row",), pool=2, per_level=1, fit={"long_weight": 0.2})
+    form = Form((32,), 16, 1, ("row",), (0.8, 0.6), pool=2, per_level=1)
     run = open_run(ROOT / "recipes/tiny", tmp_path, form, None)
     pool = run.recipe.label.file.read_text(encoding="utf-8").splitlines()
     assert len(pool) == 2 * len(LEVELS)
-    assert (run.recipe.label.samples, run.recipe.label.temperature) == (1, 0.0)
-    low_rank = with_fit(run.recipe, "low_rank").fit
-    assert (low_rank.granularity, low_rank.long_weight) == ("low_rank", 0.2)
-    assert low_rank.start == load_recipe(ROOT / "recipes/tiny.yaml").fit.start
+    shipped = load_recipe(ROOT / "recipes/tiny.yaml")
+    assert run.recipe.label.samples == shipped.label.samples
+    assert (run.recipe.capture.questions_per_class, run.recipe.family.questions) == (16, 0)
+    assert [setting.value for setting in run.recipe.family.settings] == [0.8, 0.6]
+    low_rank = with_granularity(run.recipe, "low_rank").fit
+    assert (low_rank.granularity, low_rank.start) == ("low_rank", shipped.fit.start)
