@@ -40,12 +40,13 @@ class FirmRow:
     Attributes:
         row: What the opening token's row of the head gains, float64 [hidden].
         firmness: Median of |z| over the questions.
-        loudest: Largest gap of the opening token within answers, where it was not above -LOUDEST by itself.
+        loudest: Largest gap of the opening token within answers, where it was not above -LOUDEST by itself; None if it
+            was everywhere.
     """
 
     row: Vector
     firmness: float
-    loudest: float
+    loudest: float | None
 
 
 def firm_row(states: DecisionStates, row: Vector) -> FirmRow:
@@ -61,8 +62,8 @@ def firm_row(states: DecisionStates, row: Vector) -> FirmRow:
     )
     z = states.gaps + states.decisions @ row
     natural = states.elsewhere_gaps
+    judged, every = natural < -LOUDEST, np.ones(len(natural), dtype=bool)
     even = np.arange(len(natural)) % 2 == 0
-
     gap_row = _ridge(decisions / np.sqrt(len(z)), states.gaps / np.sqrt(len(z)), _GAP_RIDGE)
 
     def made(scale: float, places: npt.NDArray[np.bool_]) -> Vector:
@@ -71,14 +72,13 @@ def firm_row(states: DecisionStates, row: Vector) -> FirmRow:
         return np.asarray(wanted + scale * _correction(decisions, elsewhere[places], room[places] / scale))
 
     def loudest(found: Vector, places: npt.NDArray[np.bool_]) -> float:
-        judged = places & (natural < -LOUDEST)
-        return float((natural + elsewhere @ found)[judged].max(initial=-np.inf))
+        return float((natural + elsewhere @ found)[places & judged].max(initial=-np.inf))
 
     def told(found: Vector) -> FirmRow:
         firm = scipy.linalg.solve_triangular(root.T, found, lower=False)
-        return FirmRow(firm, float(np.median(np.abs(states.gaps + decisions @ found))), loudest(found, every))
+        z_now = states.gaps + decisions @ found
+        return FirmRow(firm, float(np.median(np.abs(z_now))), loudest(found, every) if judged.any() else None)
 
-    every = np.ones_like(even)
     for firmness in FIRMNESS:
         scale = max(1.0, firmness / max(float(np.median(np.abs(z))), 1e-9))
         found = made(scale, every)

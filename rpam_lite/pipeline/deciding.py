@@ -109,7 +109,6 @@ def states_of(run: Run, fitted: Coefficients) -> DecisionStates:
     from rpam_lite.fit.decision_states import decision_states
     from rpam_lite.fit.setup import open_weights, plan_recipe
     from rpam_lite.patterns.opening import opening_token
-    from rpam_lite.patterns.price import with_estimates
     from rpam_lite.streaming.activations import load_questions
     from rpam_lite.streaming.machine import device_of
     from rpam_lite.streaming.passes import Streamed
@@ -117,7 +116,7 @@ def states_of(run: Run, fitted: Coefficients) -> DecisionStates:
     torch.set_num_threads(run.recipe.threads)
     token = opening_token(seen_rows(run))
     answers = load_questions(run.of("capture"))
-    prompts = [torch.tensor(row["prompt_ids"]) for row in with_estimates(seen_rows(run))]
+    prompts = [torch.tensor(row["prompt_ids"]) for row in seen_rows(run)]
     release_memory(device_of(run.recipe.memory))  # what the fit held is free for this
     planned = plan_recipe(run.recipe, answers, run.folder, run.of("capture"))
     with advice(planned):

@@ -47,6 +47,7 @@ def test_choices_become_firm_and_stay_what_they_were() -> None:
     assert found.firmness == pytest.approx(np.median(np.abs(after)))
     assert found.firmness > 1.5
     assert np.corrcoef(before, after)[0, 1] > 0.99
+    assert found.loudest is not None
     assert found.loudest == pytest.approx(within(states, found.row).max())
     assert found.loudest < -LOUDEST
     others, _ = made_up(seed=1)
@@ -70,6 +71,7 @@ def test_a_row_that_speaks_within_an_answer_is_silenced() -> None:
     row = row + 0.5 * np.eye(HIDDEN)[2] + 6 * np.eye(HIDDEN)[9]
     assert within(states, row).max() > 0
     found = firm_row(states, row)
+    assert found.loudest is not None
     assert found.loudest == pytest.approx(within(states, found.row).max())
     assert found.loudest < -QUIET + 0.5
     assert ((choices(states, found.row) > 0) == (choices(states, row) > 0)).mean() >= 0.98
@@ -80,8 +82,20 @@ def test_where_the_token_is_likely_by_itself_nothing_is_asked() -> None:
     natural = states.elsewhere_gaps.copy()
     natural[3] = 2.0
     found = firm_row(replace(states, elsewhere_gaps=natural), row)
+    assert found.loudest is not None
     assert found.loudest < -LOUDEST  # of the other places
     assert found.firmness > 1.5
+    likely = firm_row(replace(states, elsewhere_gaps=np.full(PLACES, 1.0)), row)
+    assert likely.loudest is None  # no number in fit.json that JSON can't hold
+
+
+def test_a_row_that_cannot_be_quiet_and_the_same_stays_as_it_is() -> None:
+    """Within answers the states are the decisions', so that silence would change the choices."""
+    states, row = made_up()
+    row = row + 20 * np.eye(HIDDEN)[2]
+    loud = replace(states, elsewhere=states.decisions[np.arange(PLACES) % QUESTIONS])
+    found = firm_row(loud, row)
+    assert found.row == pytest.approx(row)
 
 
 @pytest.mark.parametrize("seed", range(3))

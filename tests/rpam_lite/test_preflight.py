@@ -13,12 +13,10 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from rpam_lite.checkpoint.pair import open_parent
 from rpam_lite.pipeline.checking import check_alone
-from rpam_lite.preflight import check, machine
+from rpam_lite.preflight import check
 from rpam_lite.preflight.findings import Finding
 from rpam_lite.recipe import load_recipe
-from rpam_lite.streaming.skeleton import load_config
 from tests.conftest import make_checkpoint
 
 QUESTION = '{"question": "What is 1 + %d?", "answer": "%d", "level": 1}\n'
@@ -225,34 +223,6 @@ def test_a_method_that_cannot_be_is_said_before_any_work(pair: Path, merge: dict
     found = [f for f in check(load_recipe(pair / "mine.yaml"), pair / "runs") if f.level == "ERROR"]
     assert [f.code for f in found] == ["method"]
     assert says in found[0].message
-
-
-def test_too_little_memory_and_disk_are_errors(pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    check_pair(pair)
-    raw = yaml.safe_load((pair / "mine.yaml").read_text()) | {"memory": {"host": "1MB"}}
-    (pair / "mine.yaml").write_text(yaml.safe_dump(raw))
-    assert codes(check(load_recipe(pair / "mine.yaml"), pair / "runs")) == {"memory"}
-    monkeypatch.setattr(machine.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))  # type: ignore[attr-defined]
-    found = [f for f in check(load_recipe(pair / "mine.yaml"), pair / "runs") if f.code == "disk"]
-    assert [f.level for f in found] == ["ERROR"]
-    assert "label" in found[0].message
-
-
-def test_the_disk_holds_the_head_that_a_decision_row_unties(pair: Path, edit_json: Callable[..., None]) -> None:
-    check_pair(pair)
-    raw = yaml.safe_load((pair / "mine.yaml").read_text())
-    source, config = open_parent(pair / "long", None), load_config(pair / "long")
-    assert config.tie_word_embeddings
-
-    def needed(**dial: Any) -> dict[str, int]:
-        (pair / "mine.yaml").write_text(yaml.safe_dump(raw | ({"dial": dial} if dial else {})))
-        return machine.bytes_by_stage(source, config, load_recipe(pair / "mine.yaml"))
-
-    head = 2 * config.vocab_size * config.hidden_size
-    alone, fitted, decided = needed(), needed(by="fit", prices=[1]), needed(budgets=[0.5])
-    assert fitted == alone | {"capture": fitted["capture"]}
-    assert decided["merge"] == decided["export"] == alone["merge"] + head
-    assert decided["label"] == alone["label"]  # both parents, as they are
 
 
 def test_a_pair_without_a_template_cannot_be_asked(pair: Path, edit_json: Callable[..., None]) -> None:
