@@ -26,6 +26,10 @@ class Processes:
     world: int
     reduce: Reducer
 
+    def any(self, own: bool) -> bool:
+        """Whether it holds in any of the processes; all of them have to ask."""
+        return bool(self.reduce(torch.tensor([float(own)])).item())
+
 
 @contextmanager
 def processes() -> Iterator[Processes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,13 @@ def _too_small(least: float) -> str:
     return f"Short's own answers have {100 * least:.1f} % of Long's mean tokens, and no merge has fewer; ask for more."
 
 
+def _too_loud(gap: float) -> str:
+    return (
+        f"within an answer the think token has a probability of up to {100 / (1 + math.exp(-gap)):.0f} %, so that some "
+        "answers may open a think block late. Raise `capture.questions_per_class`, or take another budget."
+    )
+
+
 def decided_members(
     run: Run, fitted: Coefficients, states: DecisionStates
 ) -> dict[Setting, tuple[Coefficients, dict[str, Any]]]:
@@ -68,7 +76,7 @@ def decided_members(
 
     from rpam_lite.fit.coefficients import DecisionRow
     from rpam_lite.fit.decision import Tokens, features_of, fit_budget, fit_price
-    from rpam_lite.fit.firmness import firm_row
+    from rpam_lite.fit.firmness import LOUDEST, firm_row
     from rpam_lite.patterns.opening import opening_token
     from rpam_lite.patterns.price import regret, with_estimates
 
@@ -96,6 +104,8 @@ def decided_members(
             f"{setting.name}: thinks on {100 * told['thinks']:.0f} % of the questions that a row was not fitted on, "
             f"{100 * told['accuracy']:.1f} % right at {told['tokens']:.1f} tokens a question by the parents' answers"
         )
+        if firm.loudest is not None and firm.loudest > -LOUDEST:
+            run.say(f"WARNING: {setting.name}: {_too_loud(firm.loudest)}")
         row = DecisionRow(token=token, row=tuple(firm.row.astype(np.float32).tolist()))
         members[setting] = fitted.deciding(row), told
     return members

@@ -36,12 +36,13 @@ def run_fit(run: Run) -> None:
     from rpam_lite.report.plots import plot_coefficients
 
     with processes() as group:
+        kept = kept_fit(run) if run.recipe.family.decides and not group.rank else None
         if run.recipe.fit.preset == "release":
             if group.world > 1:
                 raise RpamError("`fit.preset: release` fits in one process; run `rpam fit` without torchrun.")
             members: dict[float | None, Fitted] = {None: fit_as_released(run)}
-        elif group.world == 1 and run.recipe.family.decides and (kept := kept_fit(run)):
-            members = {None: kept}
+        elif group.any(kept is not None):
+            members = {} if kept is None else {None: kept}  # the first process has it, and goes on alone
         else:
             members = fit_share(run, group.rank, group.world, group.reduce)
             if run.recipe.family.decides and not group.rank:

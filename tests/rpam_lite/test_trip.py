@@ -26,7 +26,7 @@ from rpam_lite.pipeline.stage import Run
 from rpam_lite.pipeline.trip import verify_again
 from rpam_lite.recipe import load_recipe
 from tests.conftest import ROOT
-from tests.rpam_lite.tiny_trip import contents, rpam, write_recipe
+from tests.rpam_lite.tiny_trip import contents, fit_in_two_processes, rpam, write_recipe
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
 
@@ -264,16 +264,7 @@ def test_two_processes_fit_what_one_fits(trip: Path, tmp_path: Path) -> None:
     shutil.copytree(trip, tmp_path / "copy")
     file = tmp_path / "copy" / "runs/tiny/fit/coefficients.json"
     alone = json.loads(file.read_text())["values"]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    result = subprocess.run(
-        [*launcher, "-m", "rpam_lite.fit", "tiny.yaml"],
-        cwd=tmp_path / "copy",
-        env=ENVIRONMENT | {"OMP_WAIT_POLICY": "PASSIVE"},  # four threads on two cores would spin
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
+    fit_in_two_processes(tmp_path / "copy")
     together = json.loads(file.read_text())["values"]
     assert together.keys() == alone.keys()
     assert max(abs(together[group] - alone[group]) for group in alone) < 1e-6

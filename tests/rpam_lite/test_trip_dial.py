@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.rpam_lite.command_line import rpam_here
-from tests.rpam_lite.tiny_trip import contents, rpam, write_recipe
+from tests.rpam_lite.tiny_trip import contents, fit_in_two_processes, rpam, write_recipe
 
 
 def refused_budget(folder: Path) -> str:
@@ -107,6 +107,18 @@ def test_a_family_chosen_by_the_parents_answers(trip: Path, tmp_path: Path) -> N
     )
     rpam(tmp_path / "copy", "capture", "tiny.yaml")
     assert "lambda is fitted already" not in rpam(tmp_path / "copy", "fit", "tiny.yaml")
+
+
+def test_two_processes_keep_a_fit_and_read_it(trip: Path, tmp_path: Path) -> None:
+    shutil.copytree(trip, tmp_path / "copy")
+    write_recipe(tmp_path / "copy", dial={"questions": 0, "budgets": [0.5]})
+    rpam(tmp_path / "copy", "capture", "tiny.yaml")
+    assert "lambda is fitted already" not in fit_in_two_processes(tmp_path / "copy")
+    folder = tmp_path / "copy/runs/tiny/fit"
+    found = contents(folder)
+    shutil.rmtree(folder)
+    assert fit_in_two_processes(tmp_path / "copy").count("lambda is fitted already") == 1
+    assert contents(folder) == found
 
 
 def test_a_family_of_fits(trip: Path, tmp_path: Path) -> None:
