@@ -18,6 +18,7 @@ import argparse
 import hashlib
 import json
 import random
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -28,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from bench.curve import CURVE
-from bench.quality import LONG_THINK_TOKENS, ROOT, ensure, family_of, write_recipe
+from bench.quality import LONG_THINK_TOKENS, ROOT, ensure, family_of, without_repeated, write_recipe
 from bench.quality_forms import Changes
 from quant.asking import make_requests
 from quant.frontier import gain_over_curve
@@ -41,7 +42,7 @@ from recipes.tiny.questions import question_lines
 from rpam_lite.checkpoint.files import append_rows, read_rows, write_text
 from rpam_lite.errors import RpamError
 from rpam_lite.fit.coefficients import Coefficients, scalar
-from rpam_lite.pipeline.artefacts import parent_gguf
+from rpam_lite.pipeline.artefacts import SCRATCH, parent_gguf
 from rpam_lite.pipeline.capturing import run_capture
 from rpam_lite.pipeline.deciding import decided_members, states_of
 from rpam_lite.pipeline.fitting import fit_share
@@ -82,14 +83,16 @@ class Form:
 def open_run(pair: Path, folder: Path, form: Form, progress: Any) -> Run:
     """The run whose label stage answers the pool."""
     pool = folder / f"calibration-{form.pool}.jsonl"
-    if not pool.exists():
-        write_text(pool, question_lines("calibration", form.pool, seed=1, family=FAMILIES[family_of(pair)]))
     changes: Changes = {
         "label": {"questions": pool.name},
         "capture": {"questions_per_class": form.per_class},
         "dial": {"budgets": list(form.budgets), "questions": 0},
     }
-    return Run(load_recipe(write_recipe(pair, folder, form.per_level, changes)), folder / "run", progress, print)
+    recipe = write_recipe(pair, folder, form.per_level, changes)
+    if not pool.exists():
+        write_text(pool, question_lines("calibration", form.pool, seed=1, family=FAMILIES[family_of(pair)]))
+        write_text(pool, without_repeated(pool, folder / f"evaluation-{form.per_level}.jsonl"))
+    return Run(load_recipe(recipe), folder / "run", progress, print)
 
 
 def with_granularity(recipe: Recipe, granularity: str) -> Recipe:
@@ -177,6 +180,7 @@ def fitted_draw(
 ) -> Iterator[dict[str, Any]]:
     """Fit on what a run has captured; one result for every budget that a merge of this pair can keep."""
     own = replace(run, recipe=with_granularity(run.recipe, granularity))
+    shutil.rmtree(own.of("fit") / SCRATCH, ignore_errors=True)  # another granularity goes on from nothing of it
     fitted, log = fit_share(own, 0, 1, lambda vector: vector)[None]
     losses = [step["loss"] for step in log["steps"]]
     for setting, (coefficients, told) in decided_members(own, fitted, states_of(own, fitted)).items():

@@ -68,9 +68,9 @@ def write_recipe(pair: Path, folder: Path, per_level: int, changes: Changes) -> 
     if not calibration.exists():
         write_text(measured, question_lines("evaluation", per_level, seed=1, family=family))
         write_text(calibration, question_lines("calibration", 32, seed=1, family=family))
-        write_text(calibration, _unlike(calibration, measured))
+        write_text(calibration, without_repeated(calibration, measured))
     recipe["label"]["questions"], recipe["eval"]["questions"] = calibration.name, measured.name
-    recipe["eval"]["grader"] = family.grader
+    recipe["label"]["grader"] = recipe["eval"]["grader"] = family.grader
     recipe["quantize"]["types"] = ["Q4_K_M"]
     del recipe["dial"]
     for section, values in changes.items():
@@ -80,7 +80,7 @@ def write_recipe(pair: Path, folder: Path, per_level: int, changes: Changes) -> 
     return written
 
 
-def _unlike(calibration: Path, measured: Path) -> str:
+def without_repeated(calibration: Path, measured: Path) -> str:
     """Lines of the first file without those that are, or nearly are, questions of the second."""
     found = overlaps(load_questions(calibration), load_questions(measured))
     dropped = {overlap.calibration.key for overlap in found}

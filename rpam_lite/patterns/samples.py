@@ -17,8 +17,8 @@ from typing import Any
 
 from quant.engines import Completion, Engine, Request, Sampling
 from quant.records import prompt_hash
-from quant.tasks.grader import GRADER_VERSION, grade
 from quant.tasks.questions import Question
+from quant.tasks.task import IN_BOX, Grading
 from rpam_lite.checkpoint.files import append_rows, write_text
 
 SAMPLE_VERSION = 2
@@ -36,6 +36,7 @@ class Sampler:
             key ("12/0"), so that an interrupted run draws what an uninterrupted one would have drawn.
         max_tokens: Generated tokens after which an answer is cut off, and wrong.
         file: The JSON lines. Appended to while drawing, put in order at the end.
+        grading: How answers are graded.
         encode: Token ids of a text in the prompts' vocabulary, for an engine that tells none.
         begin: Called with the number of missing samples before they are drawn; what it returns is called
             after each.
@@ -50,6 +51,7 @@ class Sampler:
         sampling: Sampling,
         max_tokens: int,
         file: Path,
+        grading: Grading = IN_BOX,
         encode: Callable[[str], tuple[int, ...]] = lambda text: (),
         begin: Callable[[int], Callable[[], None]] = lambda missing: lambda: None,
         think_open: bool = False,
@@ -58,6 +60,7 @@ class Sampler:
         self._questions = {q.key: q for q in questions}
         self._prompts, self._sampling, self._max_tokens = prompts, sampling, max_tokens
         self._file, self._think_open = file, think_open
+        self._grading = grading
         self._rows = _read(file)
         self._stack = ExitStack()
         self._engine: Engine | None = None
@@ -109,7 +112,7 @@ class Sampler:
 
     def _row(self, completion: Completion, request: Request) -> Row:
         question = self._questions[completion.key.rpartition("/")[0]]
-        return _grade_row(
+        return self._with_verdict(
             {
                 "version": SAMPLE_VERSION,
                 "key": completion.key,
@@ -121,22 +124,27 @@ class Sampler:
                 "text": completion.text,
                 "token_ids": list(completion.token_ids or self._encode(completion.text)),
             },
-            question.answer,
+            question,
         )
 
     def _graded(self, name: tuple[str, str]) -> Row:
         """The kept row, graded again if the grader or the gold answer is another one now."""
         row = self._rows[name]
-        answer = self._questions[row["question"]].answer
-        if (row["grader"], row["answer"]) != (GRADER_VERSION, answer):
-            row = self._rows[name] = _grade_row(row, answer)
+        question = self._questions[row["question"]]
+        now = [self._grading.tag, question.answer, question.tolerance]
+        if not self._grading.tag or [row["grader"], row["answer"], row.get("tolerance", 0.0)] != now:
+            row = self._rows[name] = self._with_verdict(row, question)
         return row
 
-
-def _grade_row(row: Row, answer: str) -> Row:
-    verdict = grade(row["text"], answer, row["finish_reason"] == "length", row["think_open"])
-    told = {"grader": GRADER_VERSION, "answer": answer, "correct": verdict.correct, "reason": verdict.reason}
-    return row | told
+    def _with_verdict(self, row: Row, question: Question) -> Row:
+        verdict = self._grading.grade(row["text"], question, row["finish_reason"] == "length", row["think_open"])
+        return row | {
+            "grader": self._grading.tag,
+            "answer": question.answer,
+            "tolerance": question.tolerance,
+            "correct": verdict.correct,
+            "reason": verdict.reason,
+        }
 
 
 def _read(file: Path) -> dict[tuple[str, str], Row]:

@@ -37,7 +37,8 @@ def unseen_questions(run: Run) -> list[Question]:
     Raises:
         RpamError: There are too few questions to set any aside.
     """
-    from quant.tasks.questions import load_questions
+    from quant.tasks.questions import read_task_file
+    from rpam_lite.preflight.questions import task_file
 
     keys = set(unseen_keys(run))
     if not keys:
@@ -46,7 +47,7 @@ def unseen_questions(run: Run) -> list[Question]:
             "none aside to choose on; add questions, raise `dial.questions`, or choose without measuring "
             "(`dial.questions: 0`)."
         )
-    return [q for q in load_questions(run.recipe.label.file) if q.key in keys]
+    return [q for q in read_task_file(task_file(run.recipe.label)) if q.key in keys]
 
 
 def refuse_dial(run: Run) -> None:
@@ -206,8 +207,8 @@ def _records(run: Run, rows: list[Row], asking: Asking) -> list[list[Record]]:
 
 def _asking(run: Run, questions: list[Question]) -> Asking:
     from quant.asking import make_requests
-    from quant.tasks.task import IN_BOX
+    from rpam_lite.pipeline.labelling import label_grading
     from rpam_lite.pipeline.stages import donor_opens_think, donor_prompts
 
     requests = make_requests(questions, donor_prompts(run, questions), run.recipe.eval.max_tokens)
-    return Asking(questions, requests, donor_opens_think(run), IN_BOX)
+    return Asking(questions, requests, donor_opens_think(run), label_grading(run, questions))

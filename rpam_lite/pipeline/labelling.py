@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from export.gguf.write import GgufType
     from quant.engines import Engine
     from quant.tasks.questions import Question
+    from quant.tasks.task import Grading
     from rpam_lite.patterns.rule import Rule
 
 _BITS = {"bf16": 16, "int8": 8, "nf4": 4}
@@ -51,6 +53,14 @@ def check_engine(run: Run) -> None:
                 f"{path}: {reason}, and `label.engine: {engine}` runs the checkpoint as it is; "
                 "set `label.engine: gguf`, whose files hold whole parents in the donor's vocabulary."
             )
+
+
+def label_grading(run: Run, questions: Sequence[Question]) -> Grading:
+    """How answers to calibration questions are graded: as the recipe says, `math` without a box wrong."""
+    from quant.tasks.task import Task
+
+    settings = run.recipe.label
+    return Task("label", list(questions), settings.grader, settings.pattern, fallback=False).grading
 
 
 def draw_samples(
@@ -84,6 +94,7 @@ def draw_samples(
                     sampling,
                     settings.max_tokens,
                     sample_file(run, name),
+                    label_grading(run, questions),
                     _encoder(run),
                     partial(begin, name),
                     think_open,
@@ -99,10 +110,17 @@ def draw_samples(
             settings.parallel,
         )
     for name, new in fresh.items():
-        used = sum(len(rows) for rows in found[name].values())
+        rows = [row for own in found[name].values() for row in own]
         most = len(questions) * settings.samples
-        run.say(f"{name}: {used} of {most} samples needed, {new} drawn now")
+        run.say(f"{name}: {len(rows)} of {most} samples needed, {new} drawn now; {_verdicts(rows)}")
     return found
+
+
+def _verdicts(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How many samples are right, and why most others are not."""
+    reasons = Counter(row["reason"] for row in rows if not row["correct"])
+    told = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(3))
+    return f"{len(rows) - reasons.total()} right" + (f", wrong: {told}" if told else "")
 
 
 def sample_file(run: Run, name: str) -> Path:

@@ -53,10 +53,10 @@ def run_eval(run: Run) -> None:
     from quant.records import RECORD_VERSION
     from quant.tasks.questions import read_task_file
     from quant.tasks.task import Task
-    from rpam_lite.preflight.questions import eval_file
+    from rpam_lite.preflight.questions import task_file
 
     settings, folder = run.recipe.eval, run.of("eval")
-    questions = read_task_file(eval_file(run.recipe))
+    questions = read_task_file(task_file(run.recipe.eval))
     prompts = donor_prompts(run, questions)
     asked = json.dumps([RECORD_VERSION, settings.max_tokens])
     listed = rows(run)

@@ -38,10 +38,11 @@ def prove_export(
     from tokenizers import Tokenizer
 
     from quant.proof import prove
-    from quant.tasks.questions import load_questions
+    from quant.tasks.questions import read_task_file
+    from rpam_lite.preflight.questions import task_file
     from rpam_lite.streaming.whole import SMALL_MODEL, logits_of, parameters_of
 
-    texts = [*(q.question for q in load_questions(run.recipe.label.file)[:_QUESTIONS]), _TEXT]
+    texts = [*(q.question for q in read_task_file(task_file(run.recipe.label))[:_QUESTIONS]), _TEXT]
     tokenizer = Tokenizer.from_file(str(donor / "tokenizer.json"))
     ids = [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
     reference = logits_of(source, config) if parameters_of(source) <= SMALL_MODEL else None

@@ -108,18 +108,18 @@ def _draw(
     recipe: Recipe, named: dict[str, QuestionSets], asked: dict[str, Any], folder: Path, say: Callable[[str], None]
 ) -> None:
     from quant.tasks.questions import read_task_file
-    from rpam_lite.preflight.questions import eval_file
+    from rpam_lite.preflight.questions import task_file
 
     tasks = _load(named)
     # Whole sets: what was not drawn of one may be measured another time.
     measured = (
         [question for task in tasks["eval"] for question in task.questions]
         if "eval" in tasks
-        else read_task_file(eval_file(recipe))
+        else read_task_file(task_file(recipe.eval))
     )
     told: dict[str, list[dict[str, Any]]] = {}
     for section, sets in named.items():
-        grader = "math" if section == "label" else recipe.eval.grader
+        grader = getattr(recipe, section).grader
         rows: list[dict[str, Any]] = []
         told[section] = []
         for task, (name, size) in zip(tasks[section], sets.items(), strict=True):

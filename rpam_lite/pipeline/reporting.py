@@ -54,10 +54,10 @@ def run_report(run: Run) -> None:
 def gathered(run: Run, hashed: list[Digest] | None = None) -> Report:
     """Everything of a finished run."""
     from quant.tasks.questions import read_task_file
-    from rpam_lite.preflight.questions import eval_file
+    from rpam_lite.preflight.questions import task_file
     from rpam_lite.report.gather import gather
 
-    questions = {q.key: q for q in read_task_file(eval_file(run.recipe))}
+    questions = {q.key: q for q in read_task_file(task_file(run.recipe.eval))}
     return gather(run.recipe, run.folder, merged_folder(run), questions, hashed or [], _use(run))
 
 

@@ -21,13 +21,14 @@ if TYPE_CHECKING:
 def run_label(run: Run) -> None:
     """Export both parents to GGUF, sample and grade their answers, label every question."""
     from export.gguf.write import write_gguf
-    from quant.tasks.questions import load_questions
+    from quant.tasks.questions import read_task_file
     from rpam_lite.patterns.label import label_questions
     from rpam_lite.patterns.rule import rule_of
     from rpam_lite.pipeline.labelling import check_engine, draw_samples
+    from rpam_lite.preflight.questions import task_file
 
     recipe, settings = run.recipe, run.recipe.label
-    questions = load_questions(settings.file)
+    questions = read_task_file(task_file(settings))
     check_engine(run)
     long, short, donor = run.pair()
     for name, source in (("long", long), ("short", short)):

@@ -6,15 +6,14 @@ from collections.abc import Iterator
 from functools import partial
 
 from quant.tasks.grader import check_grader
-from quant.tasks.questions import TaskFile, load_questions, read_task_file
+from quant.tasks.questions import TaskFile, read_task_file
 from rpam_lite.preflight.findings import Finding, attempt
 from rpam_lite.preflight.overlap import NEAR, SHINGLE, Overlap, overlaps
-from rpam_lite.recipe import Recipe
+from rpam_lite.recipe import Asked, Recipe
 
 
-def eval_file(recipe: Recipe) -> TaskFile:
-    """The evaluation questions with the recipe's names of their fields and its grader."""
-    told = recipe.eval
+def task_file(told: Asked) -> TaskFile:
+    """The questions of `label` or `eval`, with the recipe's names of their fields and its grader."""
     names = told.fields.question, told.fields.answer, told.fields.level
     return TaskFile(told.file, *names, told.grader, told.pattern, told.instruction)
 
@@ -22,9 +21,10 @@ def eval_file(recipe: Recipe) -> TaskFile:
 def check_questions(recipe: Recipe) -> Iterator[Finding]:
     """Whether both files can be read and share nothing, word for word or nearly."""
     findings: list[Finding] = []
-    calibration = attempt(findings, "questions", partial(load_questions, recipe.label.file))
-    evaluation = attempt(findings, "questions", partial(read_task_file, eval_file(recipe)))
-    attempt(findings, "questions", partial(check_grader, recipe.eval.grader, recipe.eval.pattern))
+    calibration = attempt(findings, "questions", partial(read_task_file, task_file(recipe.label)))
+    evaluation = attempt(findings, "questions", partial(read_task_file, task_file(recipe.eval)))
+    for asked in (recipe.label, recipe.eval):
+        attempt(findings, "questions", partial(check_grader, asked.grader, asked.pattern))
     yield from findings
     found = overlaps(calibration or [], evaluation or [])
     exact = [o for o in found if o.similarity == 1]

@@ -2,11 +2,12 @@
 
 from rpam_lite.recipe.fitting import Capture, Dial, Fit, Memory, Release, Setting
 from rpam_lite.recipe.load import find_recipe, load_recipe, shipped_folder, with_dial
-from rpam_lite.recipe.schema import OURS, Eval, Export, Fields, Label, Merge, Ollama, Parents, Quantize, Recipe
+from rpam_lite.recipe.schema import OURS, Asked, Eval, Export, Fields, Label, Merge, Ollama, Parents, Quantize, Recipe
 from rpam_lite.recipe.values import QuestionSets, parse_size
 
 __all__ = [
     "OURS",
+    "Asked",
     "Capture",
     "Dial",
     "Eval",

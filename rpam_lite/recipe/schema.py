@@ -8,7 +8,7 @@ values.py: `python -m rpam_lite.schemas docs`.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -47,10 +47,42 @@ class Urls(Section):
     short: str = Field(pattern=r"^https?://")
 
 
-class Label(Section):
-    """Pattern labels: sample both parents on `questions`, grade, and apply the rule."""
+class Fields(Section):
+    """Names of the fields of a question file."""
+
+    question: str = "question"
+    answer: str = "answer"
+    level: str = "level"
+
+
+class Asked(Section):
+    """Questions that models are asked, and how the answers are graded."""
 
     questions: Questions
+    fields: Fields = Field(Fields(), description="names of its fields")
+    grader: str = Field("math", description="math, exact, choice, regex, or package.module:function")
+    pattern: str = Field("", description="of `grader: regex`: its first group is the answer")
+    instruction: str = Field("", description="put behind every question")
+
+    @model_validator(mode="after")
+    def _sets_bring_their_own(self) -> Self:
+        graders = graders_of(self.questions)
+        if graders and (told := sorted(self.model_fields_set & {"fields", "instruction"})):
+            raise ValueError(f"{', '.join(told)}: data sets bring their own; take it out, or name a file")
+        for name, grader in graders.items():
+            if grader != self.grader:
+                raise ValueError(f"{name} is graded by `{grader}`; set `grader: {grader}`, and take other sets out")
+        return self
+
+    @property
+    def file(self) -> Path:
+        """The questions as a file, of data sets once they are drawn."""
+        return file_of(self.questions)
+
+
+class Label(Asked):
+    """Pattern labels: sample both parents on `questions`, grade, and apply the rule."""
+
     rule: Literal["strict", "release", "ada-r1", "cost"] = Field(
         "strict", description="from both parents' samples to a label; another one samples nothing again"
     )
@@ -86,14 +118,7 @@ class Label(Section):
                 raise ValueError(f"`{key}` is read under `{needs}` alone; set that, or take `{key}` out")
         if self.engine == "http" and self.urls is None:
             raise ValueError("`engine: http` needs `urls: {long: http://..., short: http://...}`")
-        if others := [name for name, grader in graders_of(self.questions).items() if grader != "math"]:
-            raise ValueError(f"{', '.join(others)}: only answers in a box can be labelled; take sets of mathematics")
         return self
-
-    @property
-    def file(self) -> Path:
-        """The questions as a file, of data sets once they are drawn."""
-        return file_of(self.questions, "label.questions")
 
 
 class Merge(Section):
@@ -137,41 +162,13 @@ class Ollama(Section):
     system: str = Field("", description="system prompt; none where empty")
 
 
-class Fields(Section):
-    """Names of the fields of a question file."""
-
-    question: str = "question"
-    answer: str = "answer"
-    level: str = "level"
-
-
-class Eval(Section):
+class Eval(Asked):
     """Measurement in llama.cpp on held-out questions, greedy."""
 
-    questions: Questions
-    fields: Fields = Field(Fields(), description="names of its fields")
-    grader: str = Field("math", description="math, exact, choice, regex, or package.module:function")
-    pattern: str = Field("", description="of `grader: regex`: its first group is the answer")
-    instruction: str = Field("", description="put behind every question")
     max_tokens: Positive = 4096
     parallel: Positive = 16
     scalar_curve: tuple[Share, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     long_think_tokens: Positive = Field(32, description="an answer with this many think tokens is a long one")
-
-    @model_validator(mode="after")
-    def _sets_bring_their_own(self) -> Eval:
-        graders = graders_of(self.questions)
-        if graders and (told := sorted(self.model_fields_set & {"fields", "instruction"})):
-            raise ValueError(f"{', '.join(told)}: data sets bring their own; take it out, or name a file")
-        for name, grader in graders.items():
-            if grader != self.grader:
-                raise ValueError(f"{name} is graded by `{grader}`; set `grader: {grader}`, and take other sets out")
-        return self
-
-    @property
-    def file(self) -> Path:
-        """The questions as a file, of data sets once they are drawn."""
-        return file_of(self.questions, "eval.questions")
 
 
 class Recipe(Section):

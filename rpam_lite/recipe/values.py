@@ -54,10 +54,10 @@ def graders_of(questions: Path | QuestionSets) -> dict[str, str]:
     return {name: BENCHMARKS[name.partition("@")[0]].grader for name in names}
 
 
-def file_of(questions: Path | QuestionSets, key: str) -> Path:
+def file_of(questions: Path | QuestionSets) -> Path:
     if isinstance(questions, Path):
         return questions
-    raise RpamError(f"`{key}`: nothing has been drawn of {', '.join(questions)} yet; the `rpam` commands do that.")
+    raise RpamError(f"Nothing has been drawn of {', '.join(questions)} yet; the `rpam` commands do that.")
 
 
 class Section(BaseModel):

@@ -19,7 +19,7 @@ from quant.records import Record, to_record, write_records
 from quant.summary import summarize, summarize_by_level
 from quant.tasks.questions import Question, read_task_file
 from rpam_lite.checkpoint.files import write_json, write_text
-from rpam_lite.preflight.questions import eval_file
+from rpam_lite.preflight.questions import task_file
 from rpam_lite.recipe import Recipe, load_recipe
 from rpam_lite.report.commands import Use
 from rpam_lite.report.data import Digest, Report
@@ -70,7 +70,7 @@ def make_run(
     folder.mkdir(parents=True, exist_ok=True)
     recipe = _recipe(folder, granularity, levels, types, say, questions, changes)
     run = folder / "runs" / recipe.name
-    asked = read_task_file(eval_file(recipe))
+    asked = read_task_file(task_file(recipe.eval))
     _write_eval(run / "eval", recipe, asked, say, dial)
     _write_files(run, recipe)
     if recipe.merge.method == "rpam":
@@ -101,7 +101,7 @@ def make_run(
 
 def report_of(recipe: Recipe, run: Path) -> Report:
     """What is gathered of it."""
-    questions = {q.key: q for q in read_task_file(eval_file(recipe))}
+    questions = {q.key: q for q in read_task_file(task_file(recipe.eval))}
     digests = [Digest(f"quantize/{recipe.name}-q4_k_m.gguf", 5, "ab" * 32)]
     file = f"{recipe.name}-q4_k_m.gguf"
     use = Use(recipe.name, recipe.name, file, f"Modelfile.{file[:-5]}", file, 64, 64, 0.6, 0.95, 20)

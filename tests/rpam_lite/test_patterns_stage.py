@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +74,24 @@ def test_another_rule_or_price_samples_nothing_and_more_answers_only_the_new_one
     assert asked == []
     run_one("label", run_of(pair, samples=3))
     assert sorted(asked) == ["1/2", "1/2", "2/2", "2/2", "3/2", "3/2"]
+
+
+def test_another_grader_samples_nothing_and_another_instruction_asks_anew(
+    pair: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    run_one("label", replace(run_of(pair), say=said.append))
+    assert any(re.fullmatch(r"long: 6 of 6 samples needed, 6 drawn now; 0 right, wrong: \d .*", line) for line in said)
+    asked = asked_of(monkeypatch)
+    kept = sample_file(run_of(pair), "long")
+    samples = [json.loads(line) | {"finish_reason": "stop", "text": "2"} for line in kept.read_text().splitlines()]
+    kept.write_text("".join(json.dumps(row) + "\n" for row in samples))
+    run_one("label", run := run_of(pair, grader="exact"))
+    assert asked == []
+    assert [row["correct_long"] for row in patterns(run)] == [0, 2, 0]  # 1 + 1, though not in a box
+    run_one("label", run := run_of(pair, instruction="Box it."))
+    assert len(asked) == 12
+    assert patterns(run)[0]["question"] == "What is 1 + 0?\nBox it."
 
 
 def test_samples_depend_on_what_draws_them_and_on_nothing_else(pair: Path, edit_json: Callable[..., None]) -> None:

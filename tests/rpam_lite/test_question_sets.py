@@ -131,7 +131,7 @@ def test_too_few_and_nothing_drawn_are_said_in_one_sentence(data: Path, tmp_path
     wanted = recipe(tmp_path, {"gsm8k:train": 41}, "gsm8k")
     with pytest.raises(RpamError, match=r"41 questions are wanted of 41, of which 1 are measured too .*40 or fewer"):
         with_questions(wanted, tmp_path / "kept", tmp_path / "kept", print)
-    with pytest.raises(RpamError, match=r"`label.questions`: nothing has been drawn of gsm8k-train yet"):
+    with pytest.raises(RpamError, match=r"Nothing has been drawn of gsm8k-train yet"):
         _ = wanted.label.file
 
 
@@ -140,7 +140,7 @@ def test_too_few_and_nothing_drawn_are_said_in_one_sentence(data: Path, tmp_path
     [
         ({"gsm9k": 3}, "e.jsonl", {}, "there is no data set 'gsm9k'; known are gsm8k, "),
         ({"gsm8k:train": 0}, "e.jsonl", {}, "gsm8k:train takes a number of questions, or `all`"),
-        ("gpqa", "e.jsonl", {}, "gpqa: only answers in a box can be labelled"),
+        ("gpqa", "e.jsonl", {}, "gpqa is graded by `choice`; set `grader: choice`"),
         ("q.jsonl", "gpqa", {}, "gpqa is graded by `choice`; set `grader: choice`"),
         ("q.jsonl", "gsm8k", {"instruction": "Be brief."}, "instruction: data sets bring their own"),
     ],
