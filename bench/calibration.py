@@ -46,9 +46,10 @@ from rpam_lite.pipeline.artefacts import SCRATCH, parent_gguf
 from rpam_lite.pipeline.capturing import run_capture
 from rpam_lite.pipeline.deciding import decided_members, states_of
 from rpam_lite.pipeline.fitting import fit_share
+from rpam_lite.pipeline.kept_fit import FIT_VERSION
 from rpam_lite.pipeline.measuring import Asking, Row, measure_row, write_coefficients_gguf
 from rpam_lite.pipeline.stage import Run, fingerprint, identity
-from rpam_lite.pipeline.stages import donor_opens_think, donor_prompts
+from rpam_lite.pipeline.stages import donor_prompts
 from rpam_lite.pipeline.traces import pattern_rows
 from rpam_lite.pipeline.trip import STAGES
 from rpam_lite.recipe import Recipe, load_recipe
@@ -127,8 +128,8 @@ def held_out(run: Run) -> Asking:
     settings = run.recipe.eval
     questions = load_questions(settings.file)
     task = Task("eval", questions, settings.grader, settings.pattern, fallback=False)
-    requests = make_requests(questions, donor_prompts(run, questions), settings.max_tokens)
-    return Asking(questions, requests, donor_opens_think(run), task.grading)
+    prompts, think_open = donor_prompts(run, questions)
+    return Asking(questions, make_requests(questions, prompts, settings.max_tokens), think_open, task.grading)
 
 
 def measured(run: Run, name: str, coefficients: Coefficients, asking: Asking, records: Path) -> list[Record]:
@@ -153,7 +154,7 @@ def cells(run: Run, form: Form, folder: Path) -> Iterator[dict[str, Any]]:
     ensure(run, "label")
     told = [fingerprint(STAGES["label"], run.recipe), identity(folder / f"evaluation-{form.per_level}.jsonl")]
     curve_place = folder / f"curve-{hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]}"
-    told.append(run.recipe.model_dump_json(include={"capture", "fit"}))
+    told += [str(FIT_VERSION), run.recipe.model_dump_json(include={"capture", "fit", "dial"})]
     place = folder / f"members-{hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]}"
     for made in (curve_place, place):
         made.mkdir(exist_ok=True)

@@ -151,9 +151,10 @@ class OllamaServer:
         for needed in ["completion", *(["thinking"] if thinking else [])]:
             if needed not in capabilities:
                 raise RpamError(f"{self.host}: {name} has no capability {needed!r} there (it has {capabilities}).")
-        parameters = dict(line.split(None, 1) for line in str(shown.get("parameters", "")).splitlines() if line.strip())
+        lines = [line.strip().partition(" ") for line in str(shown.get("parameters", "")).splitlines()]
+        parameters = {name: value.strip() for name, _, value in lines}
         wanted = settings.parameters.get("num_ctx")
-        if wanted is not None and parameters.get("num_ctx", "").strip() != str(wanted):
+        if wanted is not None and parameters.get("num_ctx") != str(wanted):
             raise RpamError(f"{self.host}: {name} has num_ctx {parameters.get('num_ctx')!r} there, not {wanted}.")
         return capabilities
 

@@ -65,6 +65,7 @@ def best_that_fits(
     found = {}
     for name in fitting[:CANDIDATES]:
         found[name] = _measured(source, folder, name, settings, divergence)
+        _keep_only(folder, min(found, key=lambda n: found[n]))
     return min(found, key=lambda n: found[n]), found
 
 
@@ -95,6 +96,7 @@ def smallest_within(
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if within(names[middle]) else (middle + 1, high)
+        _keep_only(folder, names[high])
     return names[high], found
 
 
@@ -102,3 +104,10 @@ def _measured(source: Path, folder: Path, name: str, settings: Settings, diverge
     file = folder / f"{name}.gguf"
     quantize(source, file, name, settings)
     return divergence(file)
+
+
+def _keep_only(folder: Path, name: str) -> None:
+    """Candidates are as large as models: all but the best so far go at once."""
+    for file in folder.glob("*.gguf"):
+        if file.stem != name:
+            file.unlink()

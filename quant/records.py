@@ -169,3 +169,17 @@ def read_records(file: Path) -> dict[str, Record]:
             )
         records[key] = Record(**row)
     return records
+
+
+def evaluated(file: Path, questions: int) -> list[Record]:
+    """The records that an evaluation of so many questions counted: they stand first, those of earlier ones behind.
+
+    Raises:
+        RpamError: They are of another version, or fewer.
+    """
+    found = list(read_records(file).values())
+    if len(found) < questions:
+        raise RpamError(
+            f"{file}: holds {len(found)} answers, the evaluation beside it {questions} questions; `rpam eval` again."
+        )
+    return found[:questions]

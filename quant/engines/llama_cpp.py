@@ -118,10 +118,12 @@ class LlamaCppEngine:
 
     def metadata(self, key: str) -> str | None:
         """One metadata value of the file as text; None if it has no such key."""
-        size = 1 << 16
-        buffer = ctypes.create_string_buffer(size)
-        length = llama_cpp.llama_model_meta_val_str(self._model, key.encode(), buffer, size)
-        return None if length < 0 else buffer.value.decode("utf-8")
+        length = llama_cpp.llama_model_meta_val_str(self._model, key.encode(), None, 0)
+        if length < 0:
+            return None
+        buffer = ctypes.create_string_buffer(length + 1)
+        llama_cpp.llama_model_meta_val_str(self._model, key.encode(), buffer, length + 1)
+        return buffer.value.decode("utf-8")
 
     def chat_prompt(self, question: str) -> tuple[int, ...]:
         """Token ids of one user turn in the file's own chat template, ready for an answer.
@@ -289,9 +291,11 @@ class LlamaCppEngine:
 
     def _piece(self, token: int) -> bytes:
         if token not in self._pieces:
-            buffer = ctypes.create_string_buffer(256)
-            length = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, True)
-            self._pieces[token] = buffer.raw[: max(0, length)]
+            # With too small a buffer it gives the negative of the length that is needed.
+            length = abs(llama_cpp.llama_token_to_piece(self._vocab, token, None, 0, 0, True))
+            buffer = ctypes.create_string_buffer(max(1, length))
+            llama_cpp.llama_token_to_piece(self._vocab, token, buffer, length, 0, True)
+            self._pieces[token] = buffer.raw[:length]
         return self._pieces[token]
 
     def _named_token(self, name: str) -> str:

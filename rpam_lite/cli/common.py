@@ -78,7 +78,7 @@ def run_stage(name: str, recipe_path: Path, runs: Path) -> None:
 
 def refuse_others(context: typer.Context, read: Collection[str], what: str) -> None:
     """An option that would do nothing is refused."""
-    for name in context.params:
-        given = context.get_parameter_source(name)
-        if name not in read and given is not None and given.name == "COMMANDLINE":
-            raise RpamError(f"--{name.replace('_', '-')}: does nothing together with {what}; leave it out.")
+    for option in context.command.params:
+        given = context.get_parameter_source(str(option.name))
+        if option.name not in read and given is not None and given.name == "COMMANDLINE":
+            raise RpamError(f"{option.opts[0]}: does nothing together with {what}; leave it out.")

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, cast
 
 import typer
 
+from rpam_lite.checkpoint.files import is_run_folder
 from rpam_lite.cli.common import RunsOption, app, refuse_others, run_stage
 from rpam_lite.cli.complete import recipes_and_runs
 from rpam_lite.errors import RpamError
@@ -29,6 +30,10 @@ HARNESS_OPTIONS = frozenset(
         "served_model",
     ]
 ) | {"timeout"}
+
+
+def _names_recipe(given: str) -> bool:
+    return given.endswith((".yaml", ".yml")) or is_run_folder(Path(given))
 
 
 @app.command("eval")
@@ -90,7 +95,7 @@ def eval_command(
     Example: rpam eval merged-q4_k_m.gguf long-q8_0.gguf --tasks gsm8k --tasks math500 --limit 200 --samples 4
     """
     if tasks is None:
-        if len(models) > 1 or (not models[0].endswith((".yaml", ".yml")) and Path(models[0]).exists()):
+        if len(models) > 1 or not (_names_recipe(models[0]) or not Path(models[0]).exists()):
             raise RpamError("--tasks: name what to measure the models on, as gsm8k or a file of questions.")
         refuse_others(context_, {"models", "runs"}, "a recipe")
         run_stage("eval", Path(models[0]), runs)

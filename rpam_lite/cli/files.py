@@ -6,11 +6,12 @@ from typing import Annotated
 
 import typer
 
-from rpam_lite.cli.common import RecipeArgument, RunsOption, app, run_stage, with_run
+from rpam_lite.cli.common import RecipeArgument, RunsOption, app, refuse_others, run_stage, with_run
 
 
 @app.command("export")
 def export_command(
+    context: typer.Context,
     recipe: RecipeArgument,
     runs: RunsOption = Path("runs"),
     direct: Annotated[Path | None, typer.Option(help="merge into this GGUF file, without a merged checkpoint")] = None,
@@ -27,6 +28,10 @@ def export_command(
     """
     from rpam_lite.pipeline.others import write_adapter, write_direct, write_mergekit
 
+    modes = {"direct": ("file_type",), "mergekit": (), "lora": ("over", "rank", "floor")}
+    mode = next((name for name in modes if context.params[name] is not None), None)
+    read = {"recipe", "runs", *((mode, *modes[mode]) if mode else ())}
+    refuse_others(context, read, f"--{mode}" if mode else "the export of the merge as GGUF")
     if direct:
         with_run(recipe, runs, partial(write_direct, file=direct, file_type=file_type))
     elif mergekit:

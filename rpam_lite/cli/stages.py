@@ -7,7 +7,16 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from rpam_lite.cli.common import JsonOption, RecipeArgument, RunsOption, app, print_json, run_stage, with_run
+from rpam_lite.cli.common import (
+    JsonOption,
+    RecipeArgument,
+    RunsOption,
+    app,
+    print_json,
+    refuse_others,
+    run_stage,
+    with_run,
+)
 from rpam_lite.cli.complete import recipes_and_runs
 from rpam_lite.errors import RpamError
 from rpam_lite.pipeline.names import STAGE_HELP
@@ -137,6 +146,7 @@ def fit_command(
 
 @app.command("quantize")
 def quantize_command(
+    context_: typer.Context,
     recipe: RecipeArgument,
     runs: RunsOption = Path("runs"),
     fit: Annotated[str | None, typer.Option(help="memory that weights, cache and buffers must fit, as 4GiB")] = None,
@@ -153,6 +163,7 @@ def quantize_command(
     if fit is not None and budget_kld is not None:
         raise RpamError("--fit and --budget-kld: give one of them.")
     if fit is None and budget_kld is None:
+        refuse_others(context_, {"recipe", "runs"}, "the recipe's types; it needs --fit or --budget-kld")
         run_stage("quantize", recipe, runs)
     else:
         with_run(

@@ -15,7 +15,9 @@ from typing import Annotated
 
 import typer
 
+from rpam_lite.checkpoint.files import locked
 from rpam_lite.pipeline.fitting import run_fit
+from rpam_lite.pipeline.opening import keep_recipe
 from rpam_lite.pipeline.parents import downloaded
 from rpam_lite.pipeline.stage import Run
 from rpam_lite.pipeline.trip import run_one
@@ -37,12 +39,13 @@ def fit(
     """Run the fit stage of RECIPE in all processes that torchrun started."""
     named = load_recipe(recipe)
     loaded = downloaded(named, runs / named.name, print)
-    first = os.environ.get("RANK", "0") == "0"
-    run = Run(loaded, runs / loaded.name, Quiet(), print if first else lambda text: None)
-    if first:
-        run_one("fit", run)
+    folder = runs / loaded.name
+    if os.environ.get("RANK", "0") == "0":
+        with locked(folder / ".lock", str(folder)):
+            keep_recipe(named, folder)
+            run_one("fit", Run(loaded, folder, Quiet(), print))
     else:
-        run_fit(run)
+        run_fit(Run(loaded, folder, Quiet(), lambda text: None))
 
 
 if __name__ == "__main__":

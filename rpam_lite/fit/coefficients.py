@@ -119,7 +119,8 @@ def load(path: Path) -> Coefficients:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise RpamError(f"{path}: `{place}` {first['msg']} (got {first['input']!r}); fit again.") from None
+        got = f"`{place}` {first['msg']} (got {first['input']!r})" if place else first["msg"]
+        raise RpamError(f"{path}: {got}; fit again.") from None
     loaded._folder = path.parent
     if (told := loaded.low_rank) is not None:
         loaded._fields = load_fields(path.parent, FieldForm(told.rank, told.lower, told.upper), told.sha256)

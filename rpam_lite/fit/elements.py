@@ -27,9 +27,17 @@ def save_elements(folder: Path, layer: int, lambdas: Mapping[str, torch.Tensor],
 
 
 def load_elements(folder: Path, layer: int) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
-    """Lambda of every weight of a layer, and the log of its fit."""
-    with safe_open(elements_file(folder, layer), framework="pt") as opened:
-        return {name: opened.get_tensor(name) for name in opened.keys()}, json.loads(opened.metadata()["log"])  # noqa: SIM118
+    """Lambda of every weight of a layer, and the log of its fit.
+
+    Raises:
+        RpamError: The file is damaged.
+    """
+    file = elements_file(folder, layer)
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return {name: opened.get_tensor(name) for name in opened.keys()}, json.loads(opened.metadata()["log"])  # noqa: SIM118
+    except SafetensorError as error:
+        raise RpamError(f"{file}: is damaged ({error}); delete it, and its layer is fitted again.") from None
 
 
 def read_elements(folder: Path, layer: int, tensor: str) -> torch.Tensor:

@@ -70,7 +70,12 @@ def alignment(
         return squares
     if form == "mean":
         return squares / (merged.shape[-1] * mask.sum(-1).clamp_min(1))
-    return squares / (mean_gap + torch.finfo(mean_gap.dtype).tiny)
+    return squares * inverse(mean_gap)
+
+
+def inverse(mean_gap: torch.Tensor) -> torch.Tensor:
+    """1 / mean_gap; 0 where both parents are the same so far, as below frozen layers: there is nothing to align."""
+    return torch.where(mean_gap > 0, 1 / mean_gap, 0.0)
 
 
 def contrastive(

@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from rpam_lite.checkpoint.arithmetic import broadcast
 from rpam_lite.checkpoint.files import whole_file
 from rpam_lite.fit.batches import LayerTargets, MicroBatch
+from rpam_lite.fit.objective import inverse
 from rpam_lite.fit.problem import Problem, Reducer
 from rpam_lite.streaming.capture import check_finite, gather_positions
 from rpam_lite.streaming.codec import Pair
@@ -111,6 +112,9 @@ def _fit_layer(
     eigenvalues = torch.zeros(1)
     shifts = torch.zeros(len(groups), dtype=values.dtype, device=values.device)
     starts = [piece.clone() for piece in own]
+    # Beyond these every lambda of a group stands at the box, and a step back would have no effect.
+    least = torch.stack([fit.lower - first.max() for first in starts])
+    most = torch.stack([fit.upper - first.min() for first in starts])
     for iteration in range(ITERATIONS + 1):
         last = iteration == ITERATIONS
         sums = torch.zeros(1 + len(groups) + len(groups) ** 2, dtype=values.dtype, device=values.device)
@@ -125,7 +129,7 @@ def _fit_layer(
         matrix, slope = sums[1 + len(groups) :].view(len(groups), len(groups)), sums[1 : 1 + len(groups)]
         eigenvalues = torch.linalg.eigvalsh(matrix)
         damped = matrix + DAMPING * matrix.diagonal().mean().clamp_min(1e-12) * torch.eye(len(groups)).to(matrix)
-        shifts = shifts - torch.linalg.solve(damped, slope).to(shifts)
+        shifts = (shifts - torch.linalg.solve(damped, slope).to(shifts)).clamp(least, most)
         for piece, first, shift in zip(own, starts, shifts, strict=True):
             piece.copy_((first + shift).clamp(fit.lower, fit.upper))
     return {
@@ -153,7 +157,7 @@ def _normal_equations(
     names, grouping, dtype = problem.names(layer), problem.grouping, problem.dtype
     exact = values.dtype
     mask = batch.mask.to(device=states.device, dtype=exact)
-    weight = (batch.shares.to(mask).unsqueeze(-1) * mask / targets.mean_gap.to(mask).clamp_min(1e-30)).sqrt()
+    weight = (batch.shares.to(mask).unsqueeze(-1) * mask * inverse(targets.mean_gap.to(mask))).sqrt()
 
     def kept(output: torch.Tensor) -> torch.Tensor:
         return gather_positions(output, batch.positions).to(exact) * weight.unsqueeze(-1)

@@ -48,10 +48,10 @@ def run_capture(run: Run) -> None:
     planned = plan_recipe(recipe, questions, run.folder)
     run.say(plan_table(planned.plan, planned.budget))
     scratch = folder / SCRATCH
-    source, ends = open_weights(planned, questions.token_ids, scratch)
     batches = micro_batches([len(t) for t in questions.token_ids], planned.plan.way.micro_tokens)
     step = run.progress.start("capturing hidden states", planned.skeleton.layers)
     with advice(planned):
+        source, ends = open_weights(planned, questions.token_ids, scratch)
         kept = capture(
             source,
             ends,

@@ -15,7 +15,7 @@ from rpam_lite.checkpoint.files import RUN_LOG, RUN_RECIPE, write_json
 from rpam_lite.pipeline import kept_fit, questions
 from rpam_lite.pipeline.artefacts import exported_gguf, parent_gguf
 from rpam_lite.pipeline.choosing import FOLDER
-from rpam_lite.pipeline.stage import MANIFEST, Run, read_manifest
+from rpam_lite.pipeline.stage import DONOR, MANIFEST, Run, read_manifest
 from rpam_lite.pipeline.trip import STAGES
 
 # Beside the stages' own folders: questions drawn, answers sampled for labels, kept fits, and files of `quantize --fit`.
@@ -40,7 +40,7 @@ def removable(run: Run) -> tuple[Removable, ...]:
     """What may be deleted: `captured`, `ggufs`, or `everything`."""
     captured = _sized(file for file in _files(run.of("capture")) if file.name != MANIFEST)
     ggufs = [parent_gguf(run, "long"), parent_gguf(run, "short"), exported_gguf(run), *run.of("eval").glob("*.gguf")]
-    ours = [run.of(name) for name in (*STAGES, *_BESIDE)]
+    ours = _folders(run)
     everything = [file for folder in ours for file in _files(folder)]
     everything += [run.folder / name for name in (RUN_RECIPE, RUN_LOG)]
     return (
@@ -62,8 +62,8 @@ def remove(run: Run, chosen: Sequence[Removable]) -> int:
     for removed in chosen:
         if removed.name == "everything":
             freed += sum(_delete(file, size) for file, size in removed.files.items())
-            for name in (*STAGES, *_BESIDE):
-                shutil.rmtree(run.of(name), ignore_errors=True)
+            for folder in _folders(run):
+                shutil.rmtree(folder, ignore_errors=True)
             continue
         for stage in STAGES:
             _forget(stage, run, removed.files)
@@ -82,6 +82,11 @@ def remove_empty(folder: Path) -> list[str]:
     if not left:
         folder.rmdir()
     return left
+
+
+def _folders(run: Run) -> list[Path]:
+    """All of a run folder that is ours."""
+    return [*(run.of(name) for name in (*STAGES, *_BESIDE)), *run.folder.glob(f"{DONOR}-*")]
 
 
 def _forget(stage: str, run: Run, files: dict[Path, int]) -> None:

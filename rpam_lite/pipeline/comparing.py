@@ -142,14 +142,9 @@ def _of_run(file: Path, told: dict[str, Any], chosen: Sequence[str]) -> tuple[Mo
 
 def _records(file: Path, questions: int) -> list[Record]:
     """Records of a run's row, in the order of the questions."""
-    from quant.records import read_records
+    from quant.records import evaluated
 
-    found = read_records(file)
-    if len(found) != questions:
-        raise RpamError(
-            f"{file}: holds {len(found)} answers, the evaluation beside it {questions} questions; `rpam eval` again.",
-        )
-    return sorted(found.values(), key=lambda record: (len(record.question), record.question))
+    return sorted(evaluated(file, questions), key=lambda record: (len(record.question), record.question))
 
 
 def _on_tasks_of(first: Measured, other: Measured) -> Measured:

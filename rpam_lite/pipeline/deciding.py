@@ -30,8 +30,9 @@ def check_decidable(run: Run) -> None:
     from rpam_lite.patterns.opening import opening_token
     from rpam_lite.patterns.price import with_estimates
 
-    opening_token(seen_rows(run))
-    settings, least = run.recipe.family.settings, _least_budget(with_estimates(seen_rows(run)))
+    rows = seen_rows(run)
+    opening_token(rows)
+    settings, least = run.recipe.family.settings, _least_budget(with_estimates(rows))
     if all(_is_too_small(setting, least) for setting in settings):
         raise RpamError(f"`dial.budgets` {', '.join(s.label for s in settings)}: {_too_small(least)}")
 
@@ -80,8 +81,8 @@ def decided_members(
     from rpam_lite.patterns.opening import opening_token
     from rpam_lite.patterns.price import regret, with_estimates
 
-    rows = with_estimates(seen_rows(run))
-    token = opening_token(seen_rows(run))
+    seen = seen_rows(run)
+    token, rows = opening_token(seen), with_estimates(seen)
     features = features_of(states)
     tokens = Tokens(*(np.array([float(row[f"tokens_{parent}"]) for row in rows]) for parent in ("long", "short")))
 
@@ -124,9 +125,9 @@ def states_of(run: Run, fitted: Coefficients) -> DecisionStates:
     from rpam_lite.streaming.passes import Streamed
 
     torch.set_num_threads(run.recipe.threads)
-    token = opening_token(seen_rows(run))
-    answers = load_questions(run.of("capture"))
-    prompts = [torch.tensor(row["prompt_ids"]) for row in seen_rows(run)]
+    rows = seen_rows(run)
+    token, answers = opening_token(rows), load_questions(run.of("capture"))
+    prompts = [torch.tensor(row["prompt_ids"]) for row in rows]
     release_memory(device_of(run.recipe.memory))  # what the fit held is free for this
     planned = plan_recipe(run.recipe, answers, run.folder, run.of("capture"))
     with advice(planned):

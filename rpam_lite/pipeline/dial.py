@@ -208,7 +208,8 @@ def _records(run: Run, rows: list[Row], asking: Asking) -> list[list[Record]]:
 def _asking(run: Run, questions: list[Question]) -> Asking:
     from quant.asking import make_requests
     from rpam_lite.pipeline.labelling import label_grading
-    from rpam_lite.pipeline.stages import donor_opens_think, donor_prompts
+    from rpam_lite.pipeline.stages import donor_prompts
 
-    requests = make_requests(questions, donor_prompts(run, questions), run.recipe.eval.max_tokens)
-    return Asking(questions, requests, donor_opens_think(run), label_grading(run, questions))
+    prompts, think_open = donor_prompts(run, questions)
+    requests = make_requests(questions, prompts, run.recipe.eval.max_tokens)
+    return Asking(questions, requests, think_open, label_grading(run, questions))

@@ -19,7 +19,7 @@ from rpam_lite.pipeline.artefacts import exported_gguf, parent_gguf, quantized_g
 from rpam_lite.pipeline.dial import member_row, other_members
 from rpam_lite.pipeline.measuring import Asking, Row, measure_rows, row_key, write_coefficients_gguf
 from rpam_lite.pipeline.stage import Run, identity, parent_folders
-from rpam_lite.pipeline.stages import donor_opens_think, donor_prompts
+from rpam_lite.pipeline.stages import donor_prompts
 
 if TYPE_CHECKING:
     from quant.records import Record
@@ -57,15 +57,13 @@ def run_eval(run: Run) -> None:
 
     settings, folder = run.recipe.eval, run.of("eval")
     questions = read_task_file(task_file(run.recipe.eval))
-    prompts = donor_prompts(run, questions)
+    prompts, think_open = donor_prompts(run, questions)
     asked = json.dumps([RECORD_VERSION, settings.max_tokens])
     listed = rows(run)
     files = {row.name: folder / f"records-{row_key(row, asked)}.jsonl" for row in listed}
     # Strict, as labels are: an answer without a box is wrong.
     task = Task("eval", questions, settings.grader, settings.pattern, fallback=False)
-    asking = Asking(
-        questions, make_requests(questions, prompts, settings.max_tokens), donor_opens_think(run), task.grading
-    )
+    asking = Asking(questions, make_requests(questions, prompts, settings.max_tokens), think_open, task.grading)
     if done := sum(not missing(file, asking.requests) for file in files.values()):
         run.say(f"{done} of {len(listed)} models are measured already")
     found = measure_rows(run, {files[row.name]: row for row in listed}, asking)

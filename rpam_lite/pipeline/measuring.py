@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING
 
-from rpam_lite.pipeline.stage import Run, identity
+from rpam_lite.errors import RpamError
+from rpam_lite.pipeline.stage import Run, content_hash
 
 if TYPE_CHECKING:
     from quant.engines import Request
@@ -57,13 +59,14 @@ class Asking:
 def measure_rows(run: Run, rows: Mapping[Path, Row], asking: Asking) -> dict[Path, list[Record]]:
     """Records of every row by their file; several models at once where they are small and the threads allow it.
 
-    An interrupt stops every model at its next answer; what has ended is kept.
+    An interrupt, or the failure of one, stops every model at its next answer; what has ended is kept.
     """
+    stop = Event()
     at_once = models_at_once(run.recipe.threads // run.recipe.engine_threads, rows.values())
     if at_once == 1:
         return {file: measure_row(run, row, asking, file) for file, row in rows.items()}
     with ThreadPoolExecutor(at_once) as pool:
-        measured = {file: pool.submit(measure_row, run, row, asking, file) for file, row in rows.items()}
+        measured = {file: pool.submit(measure_row, run, row, asking, file, stop) for file, row in rows.items()}
         try:
             while wait(measured.values(), timeout=1).not_done:
                 for future in measured.values():
@@ -71,6 +74,7 @@ def measure_rows(run: Run, rows: Mapping[Path, Row], asking: Asking) -> dict[Pat
                         future.result()  # raises what ended it
             return {file: future.result() for file, future in measured.items()}
         except BaseException:
+            stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
@@ -81,14 +85,20 @@ def models_at_once(engines: int, rows: Iterable[Row]) -> int:
     return max(1, min(engines, TOGETHER // max(1, largest)))
 
 
-def measure_row(run: Run, row: Row, asking: Asking, file: Path) -> list[Record]:
-    """The row's records, from its file if they are there."""
+def measure_row(run: Run, row: Row, asking: Asking, file: Path, stop: Event | None = None) -> list[Record]:
+    """The row's records, from its file if they are there; once `stop` is set, no more than what has ended is kept."""
     from quant.asking import answer_questions, kept_records, missing
     from quant.engines.llama_cpp import LlamaCppEngine
 
     if not (left := missing(file, asking.requests)):
         return kept_records(file, asking.requests, asking.questions, asking.grading)
     settings = run.recipe.eval
+
+    def on_record(record: Record) -> None:
+        if stop is not None and stop.is_set():
+            raise RpamError(f"{row.name}: another model failed.")
+        step("")
+
     step = run.progress.start(f"measuring {row.name}", len(left))
     if row.make is not None:
         row.make()
@@ -102,7 +112,7 @@ def measure_row(run: Run, row: Row, asking: Asking, file: Path) -> list[Record]:
                 prompts={r.key.rpartition("/")[0]: r.prompt for r in asking.requests.values()},
                 think_open=asking.think_open,
                 grading=asking.grading,
-                on_record=lambda record: step(""),
+                on_record=on_record,
             )
     finally:
         if row.make is not None:
@@ -111,7 +121,7 @@ def measure_row(run: Run, row: Row, asking: Asking, file: Path) -> list[Record]:
 
 def row_key(row: Row, asked: str) -> str:
     """Short hash of what the row's records depend on."""
-    made_from = row.made_from or identity(row.file)
+    made_from = row.made_from or content_hash(row.file).hex()
     return hashlib.sha256(json.dumps([made_from, asked]).encode()).hexdigest()[:16]
 
 

@@ -22,7 +22,9 @@ from rpam_lite.pipeline.ollama import settings as ollama_settings
 from rpam_lite.pipeline.stage import Run
 from rpam_lite.pipeline.trip import require_files
 from rpam_lite.pipeline.using import use_on_hub
-from rpam_lite.report.published import gguf_card, licence_in, merge_card
+from rpam_lite.report.data import Licence, Parent
+from rpam_lite.report.licences import UNKNOWN, merged_licence, read_licence, what_follows
+from rpam_lite.report.published import gguf_card, merge_card
 
 PARTS = {"merged": "merge", "gguf": "quantize", "report": "report"}
 _REPORT_FILES = ("fit/coefficients.json", "eval/evaluation.json", "divergence/divergence.json", "merge/verify.json")
@@ -62,7 +64,7 @@ def publish(run: Run, to: str, parts: Sequence[str], private: bool, dry_run: boo
         require_files("export", "publish", run)
     if not dry_run:
         check_token([to])
-    licence = _common_licence(run, ask_hub=not dry_run, say=say)
+    licence = _licence(run, ask_hub=not dry_run, say=say)
     repositories = repositories_of(run, to, parts, licence)
     for repository in repositories:
         _warn_of_places(repository, run, say)
@@ -75,7 +77,7 @@ def publish(run: Run, to: str, parts: Sequence[str], private: bool, dry_run: boo
         say(f"there now: {upload(repository, private, f'{run.recipe.name}, by rpam_lite {__version__}', say)}")
 
 
-def repositories_of(run: Run, to: str, parts: Sequence[str], licence: str | None) -> list[Repository]:
+def repositories_of(run: Run, to: str, parts: Sequence[str], licence: Licence) -> list[Repository]:
     """What goes where."""
     use = use_on_hub(run, to, f"{to}-GGUF")
     repositories = []
@@ -101,12 +103,12 @@ def repositories_of(run: Run, to: str, parts: Sequence[str], licence: str | None
     return repositories
 
 
-def _gguf_repository(run: Run, to: str, licence: str | None) -> Repository:
+def _gguf_repository(run: Run, to: str, licence: Licence) -> Repository:
     types = run.recipe.quantize.types
     models = [quantized_gguf(run, name) for name in types] or [exported_gguf(run)]
     files = {file.name: file for file in models}
     files |= {modelfile_of(file).name: modelfile_of(file) for file in models if modelfile_of(file).is_file()}
-    if (matrix := imatrix_file(run)).is_file():
+    if run.recipe.quantize.imatrix and (matrix := imatrix_file(run)).is_file():
         files[matrix.name] = matrix
     measured = run.of("divergence") / "divergence.json"
     rows = read_json(measured, "the divergences")["files"] if measured.is_file() else {}
@@ -128,25 +130,22 @@ def listing(repository: Repository) -> str:
     return "\n".join([f"{repository.name}:", *lines, f"{sum(sizes.values()):>16,}  bytes in {len(sizes)} files"])
 
 
-def _common_licence(run: Run, ask_hub: bool, say: Callable[[str], None]) -> str | None:
-    """The licence that both parents have; says what is known of each, and what follows."""
-    found: dict[str, str | None] = {}
-    for name in ("long", "short"):
-        folder: Path = getattr(run.recipe.parents, name)
-        card = folder / "README.md"
-        known = licence_in(card.read_text(encoding="utf-8")) if card.is_file() else None
-        hub_id = readable_name(folder)
-        if known is None and ask_hub and "/" in hub_id:
-            known = licence_on_hub(hub_id)
-        found[hub_id if "/" in hub_id else name] = known
-    told = "; ".join(f"{name}: {known or 'not known here, look at its own page'}" for name, known in found.items())
-    say(f"licences of the parents, which both apply to the merge: {told}")
-    licences = set(found.values())
-    if len(licences) > 1 or None in licences:
+def _licence(run: Run, ask_hub: bool, say: Callable[[str], None]) -> Licence:
+    """The merge's; says what is known of the parents', and what follows."""
+    parents = [_parent(role, getattr(run.recipe.parents, role), ask_hub) for role in ("long", "short")]
+    say(f"licences, of which both parents' apply to the merge: {' '.join(what_follows(parents))}")
+    found = merged_licence(parents)
+    if found.id == UNKNOWN:
         say("WARNING: the card names no licence; settle it and write `license` into the card before others use it")
-    if any(licence and licence.startswith("llama") for licence in licences):
-        say("WARNING: Llama's licence asks for a name that begins with Llama and for 'Built with Llama' in the card")
-    return next(iter(licences)) if len(licences) == 1 else None
+    return found
+
+
+def _parent(role: str, folder: Path, ask_hub: bool) -> Parent:
+    """A parent with its licence: as its own files tell, or else as the hub does."""
+    licence, hub_id = read_licence(folder), readable_name(folder)
+    if licence.id == UNKNOWN and ask_hub and "/" in hub_id and (told := licence_on_hub(hub_id)):
+        licence = Licence(told, found="the hub")
+    return Parent(role, hub_id, "", licence)
 
 
 def _warn_of_places(repository: Repository, run: Run, say: Callable[[str], None]) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rpam_lite.checkpoint.files import write_json
 from rpam_lite.pipeline.artefacts import exported_gguf, imatrix_file, merged_folder, quantized_gguf
+from rpam_lite.pipeline.memory import advice
 from rpam_lite.pipeline.ollama import write_modelfiles
 from rpam_lite.pipeline.stage import Run
 from rpam_lite.pipeline.traces import calibration_traces
@@ -41,12 +42,13 @@ def run_imatrix(run: Run) -> None:
     planned = plan_work(recipe, work_size(questions, assumed_top_k(recipe)), run.folder)
     merged, skeleton, way = CheckpointSource(merged_folder(run)), planned.skeleton, planned.plan.way
     # Both "parents" are the merge itself, read from its folder as it will be exported.
-    source = WeightSource(merged, merged, skeleton, "exact", "disk", skeleton.device)
-    ends = Ends(merged, merged, skeleton, questions.token_ids, way.chunk_rows, keep_head=False)
-    model = Streamed(source, ends, one_parent("short", skeleton.device), way.dtype)
     batches = micro_batches([len(t) for t in questions.token_ids], way.micro_tokens)
-    step = run.progress.start("importance matrix", skeleton.layers)
-    found = squared_inputs(model, questions.token_ids, batches, partial(step, ""))
+    with advice(planned):
+        source = WeightSource(merged, merged, skeleton, "exact", "disk", skeleton.device)
+        ends = Ends(merged, merged, skeleton, questions.token_ids, way.chunk_rows, keep_head=False)
+        model = Streamed(source, ends, one_parent("short", skeleton.device), way.dtype)
+        step = run.progress.start("importance matrix", skeleton.layers)
+        found = squared_inputs(model, questions.token_ids, batches, partial(step, ""))
     name_of = gguf_names(sorted(found), merged.config, merged.folder)
     tokens = sum(len(t) for t in questions.token_ids)
     matrices = {name_of[name]: Inputs(squares.numpy(), tokens) for name, squares in found.items()}

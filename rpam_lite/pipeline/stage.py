@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from rpam_lite.checkpoint.pair import Pair
 
 MANIFEST, STARTED = "manifest.json", "started.json"
+DONOR = "donor"  # copies of a donor with another template, beside the stages
 MANIFEST_VERSION = 1
 # What a checkpoint folder is read for.
 _READ_SUFFIXES = (".safetensors", ".json", ".jinja", ".txt")
@@ -82,7 +83,7 @@ class Run:
         pair = open_pair(parents.long, parents.short, parents.base, merge.donor)
         if merge.think_prefill == "keep":
             return pair
-        copies = self.folder / f"donor-{identity(pair.donor.folder)[:12]}"
+        copies = self.folder / f"{DONOR}-{identity(pair.donor.folder)[:12]}"
         return pair._replace(donor=with_neutral_template(pair.donor, copies))
 
 
@@ -135,15 +136,21 @@ def identity(path: Path) -> str:
         if file.is_file():
             stat = file.stat()
             digest.update(file.name.encode() + b"\0" if path.is_dir() else b"")
-            digest.update(_content(file, stat.st_size, stat.st_mtime_ns))
+            large = stat.st_size > _HASHED_SIZE
+            digest.update(f"{stat.st_size} {stat.st_mtime_ns}".encode() if large else content_hash(file))
     return digest.hexdigest()
+
+
+def content_hash(file: Path) -> bytes:
+    """SHA-256 of a whole file, however large: what is made again with the same bytes is the same."""
+    stat = file.stat()
+    return _content(file, stat.st_size, stat.st_mtime_ns)
 
 
 @lru_cache(maxsize=1024)
 def _content(file: Path, size: int, modified: int) -> bytes:
-    if size > _HASHED_SIZE:
-        return f"{size} {modified}".encode()
-    return hashlib.sha256(file.read_bytes()).digest()
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").digest()
 
 
 def is_done(stage: Stage, stages: dict[str, Stage], run: Run) -> bool:
@@ -251,9 +258,8 @@ def execute(stage: Stage, stages: dict[str, Stage], run: Run) -> float:
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p not in not_ours)
     made = hashlib.sha256()
     for file in files:
-        stat = file.stat()
         made.update(file.relative_to(folder).as_posix().encode() + b"\0")
-        made.update(_content(file, stat.st_size, stat.st_mtime_ns))
+        made.update(content_hash(file))
     manifest = {
         "version": MANIFEST_VERSION,
         "stage": stage.name,

@@ -36,29 +36,25 @@ def run_label(run: Run) -> None:
             # In the donor's vocabulary: both are asked with the same token ids.
             file, step = parent_gguf(run, name), run.progress.start(f"exporting {name}", len(source.names()))
             write_gguf(source, donor.config, donor.folder, file, recipe.export.type, name, step)
-    prompts = donor_prompts(run, questions)
+    prompts, think_open = donor_prompts(run, questions)
     rule = rule_of(settings.rule, settings.price)
-    found = draw_samples(run, questions, prompts, donor_opens_think(run), rule)
+    found = draw_samples(run, questions, prompts, think_open, rule)
     rows = label_questions(questions, prompts, found, rule, settings.samples, settings.max_tokens)
     counts = Counter(row["label"] for row in rows)
     run.say(f"{counts['long']} questions labelled long, {counts['short']} short, {counts[None]} dropped")
     write_text(run.of("label") / "patterns.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
 
 
-def donor_prompts(run: Run, questions: Sequence[Question]) -> dict[str, tuple[int, ...]]:
-    """Token ids of every question in the donor's template: the one that the merge will answer in."""
+def donor_prompts(run: Run, questions: Sequence[Question]) -> tuple[dict[str, tuple[int, ...]], bool]:
+    """Token ids of every question in the donor's template, the one that the merge will answer in.
+
+    Returns:
+        Token ids by question key, and whether the template ends in an open think block.
+    """
     from quant.engines.llama_cpp import LlamaCppEngine
 
     with LlamaCppEngine(parent_gguf(run, run.recipe.merge.donor), threads=1) as engine:
-        return {q.key: engine.chat_prompt(q.question) for q in questions}
-
-
-def donor_opens_think(run: Run) -> bool:
-    """Whether the donor's template ends in an open think block."""
-    from quant.engines.llama_cpp import LlamaCppEngine
-
-    with LlamaCppEngine(parent_gguf(run, run.recipe.merge.donor), threads=1) as engine:
-        return engine.opens_think
+        return {q.key: engine.chat_prompt(q.question) for q in questions}, engine.opens_think
 
 
 def run_export(run: Run) -> None:

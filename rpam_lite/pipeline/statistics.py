@@ -6,13 +6,17 @@ import shutil
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from rpam_lite.pipeline.artefacts import SCRATCH
+from rpam_lite.pipeline.memory import advice
 from rpam_lite.pipeline.stage import Run
 from rpam_lite.recipe import OURS, Recipe
 
 if TYPE_CHECKING:
     import torch
 
+    from rpam_lite.fit.setup import Planned
     from rpam_lite.merge.models import Models
+    from rpam_lite.streaming.activations import CalibrationSet
 
 FILE = "statistics.safetensors"
 
@@ -42,15 +46,19 @@ def run_statistics(run: Run) -> None:
 
     from rpam_lite.checkpoint.files import whole_file
     from rpam_lite.merge.methods import method_of
+    from rpam_lite.streaming.activations import load_questions
 
     recipe, folder = run.recipe, run.of("statistics")
     torch.set_num_threads(recipe.threads)
     method, options = method_of(recipe.merge.method, recipe.merge.options)
     assert method.measure is not None
-    found = method.measure(_models(run, options), options)
+    questions = load_questions(run.of("capture")) if is_captured(recipe) else None
+    planned = _planned(run, questions, options)
+    with advice(planned):
+        found = method.measure(_models(run, planned, questions), options)
     with whole_file(folder / FILE) as part:
         save_file({name: tensor.contiguous().clone() for name, tensor in found.items()}, part)
-    shutil.rmtree(folder / "scratch", ignore_errors=True)
+    shutil.rmtree(folder / SCRATCH, ignore_errors=True)
     run.say(f"{method.name}: measured for {len(found)} tensors")
 
 
@@ -62,31 +70,36 @@ def load_statistics(run: Run) -> dict[str, torch.Tensor]:
     return found
 
 
-def _models(run: Run, options: Mapping[str, float]) -> Models:
-    """The recipe's models, to be run in the way that its memory budget allows."""
+def _planned(run: Run, questions: CalibrationSet | None, options: Mapping[str, float]) -> Planned:
+    """A way of working that the recipe's memory budget allows."""
+    from rpam_lite.fit.setup import plan_work, work_size
+    from rpam_lite.streaming.activations import stored_top_k
+    from rpam_lite.streaming.plan import describe
+    from rpam_lite.streaming.work import estimated_work
+
+    work = (
+        work_size(questions, stored_top_k(run.of("capture")))
+        if questions is not None
+        else estimated_work(run.recipe, int(options["sequences"]), int(options["tokens"]))
+    )
+    planned = plan_work(run.recipe, work, run.folder)
+    run.say(f"plan: {describe(planned.plan.way)}")
+    return planned
+
+
+def _models(run: Run, planned: Planned, questions: CalibrationSet | None) -> Models:
+    """The recipe's models, to be run in the planned way."""
     import torch
 
     from rpam_lite.checkpoint.pair import aligned, open_parent
     from rpam_lite.fit.batches import micro_batches
-    from rpam_lite.fit.setup import plan_work, work_size
     from rpam_lite.merge.models import Models
-    from rpam_lite.streaming.activations import load_questions, stored_top_k
     from rpam_lite.streaming.ends import Ends
     from rpam_lite.streaming.passes import Streamed
-    from rpam_lite.streaming.plan import describe
     from rpam_lite.streaming.store import ActivationStore, open_store
     from rpam_lite.streaming.weights import WeightSource
-    from rpam_lite.streaming.work import estimated_work
 
-    recipe, scratch = run.recipe, run.of("statistics") / "scratch"
-    questions = load_questions(run.of("capture")) if is_captured(recipe) else None
-    work = (
-        work_size(questions, stored_top_k(run.of("capture")))
-        if questions is not None
-        else estimated_work(recipe, int(options["sequences"]), int(options["tokens"]))
-    )
-    planned = plan_work(recipe, work, run.folder)
-    run.say(f"plan: {describe(planned.plan.way)}")
+    recipe, scratch = run.recipe, run.of("statistics") / SCRATCH
     way, skeleton = planned.plan.way, planned.skeleton
     sources = {"long": planned.long, "short": planned.short}
     if recipe.parents.base is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -80,7 +81,11 @@ def status_of(run: Run) -> RunStatus:
 
 def folder_bytes(folder: Path) -> int:
     """Size of all files below a folder; one that goes meanwhile does not count."""
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    total = 0
+    for file in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            total += file.stat().st_size if file.is_file() else 0
+    return total
 
 
 def _stage(name: str, run: Run, at_work: bool) -> StageStatus:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -53,8 +53,9 @@ def calibration_traces(run: Run) -> Traces:
 
 def seen_rows(run: Run) -> list[dict[str, Any]]:
     """The rows of patterns.jsonl that the fit may read: all, but under a dial those that it sets aside."""
-    aside = set(unseen_keys(run)) if run.recipe.family.settings else set()
-    return [row for row in pattern_rows(run) if row["key"] not in aside]
+    rows = pattern_rows(run)
+    aside = set(_aside(run, rows)) if run.recipe.family.settings else set()
+    return [row for row in rows if row["key"] not in aside]
 
 
 def unseen_keys(run: Run) -> list[str]:
@@ -62,9 +63,13 @@ def unseen_keys(run: Run) -> list[str]:
 
     Evenly over the levels, drawn with the run's seed: at most `dial.questions` of them, and a third of each level.
     """
+    return _aside(run, pattern_rows(run))
+
+
+def _aside(run: Run, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     from rpam_lite.patterns.price import set_aside
 
-    return set_aside(pattern_rows(run), run.recipe.family.questions, run.recipe.seed)
+    return set_aside(rows, run.recipe.family.questions, run.recipe.seed)
 
 
 def pattern_rows(run: Run) -> list[dict[str, Any]]:

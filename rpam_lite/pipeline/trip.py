@@ -66,7 +66,7 @@ _ORDER = (
         },
         parent_folders,
         capturing.run_capture,
-        version=2,
+        version=3,
         applies=statistics.is_captured,
         refuses=capturing.refuse_capture,
     ),

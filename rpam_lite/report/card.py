@@ -10,7 +10,7 @@ import yaml
 from rpam_lite.checkpoint.files import size_text
 from rpam_lite.report.commands import commands
 from rpam_lite.report.data import Origin, Report
-from rpam_lite.report.licences import UNKNOWN, merged_licence, what_follows
+from rpam_lite.report.licences import as_front_matter, merged_licence, what_follows
 from rpam_lite.report.markdown import closing_table, percent, quantization_section, verdict
 
 USE = "## Use"  # heading of the last section
@@ -58,13 +58,7 @@ def gguf_card(report: Report) -> str:
 
 def front_matter(origin: Origin, tags: list[str], library: str | None) -> str:
     """The YAML at the top. Parents that are no hub ids are left out of `base_model`: the hub links what it names."""
-    licence = merged_licence(origin.parents)
-    # An unknown one is left out: whoever passes the merge on has to settle it.
-    told: dict[str, object] = {} if licence.id == UNKNOWN else {"license": licence.id}
-    if licence.id == "other":
-        told["license_name"] = licence.name or "see-below"
-    if licence.link:
-        told["license_link"] = licence.link
+    told: dict[str, object] = {**as_front_matter(merged_licence(origin.parents))}
     both = [p for p in origin.parents if p.role != "base"]
     if named := [p.name for p in both if p.is_on_hub]:
         told |= {"base_model": named, "base_model_relation": "merge"}

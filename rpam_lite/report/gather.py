@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 
 from quant.measures import Answers, by_question
-from quant.records import read_records
+from quant.records import evaluated
 from quant.statistics import Interval, interval, ratio
 from quant.tasks.questions import Question
 from rpam_lite.checkpoint.files import read_json
@@ -111,7 +111,7 @@ def gather(
     files = _files(recipe, run, rows)
     told = headline_file(files)
     short, long, merge = (
-        list(read_records(run / "eval" / row["records"]).values())
+        evaluated(run / "eval" / row["records"], evaluation["questions"])
         for row in (*(next(r for r in rows if r["name"] == name) for name in (SHORT, LONG)), told.row)
     )
     return Report(
@@ -229,8 +229,9 @@ def _spread(value: float | Sequence[float]) -> Spread:
 
 
 def _labels(patterns: Path) -> dict[str, int]:
-    lines = patterns.read_text(encoding="utf-8").splitlines() if patterns.exists() else []
-    counts = Counter(json.loads(line)["label"] or "dropped" for line in lines)
+    # Questions may hold other line breaks than \n.
+    lines = patterns.read_text(encoding="utf-8").split("\n") if patterns.exists() else []
+    counts = Counter(json.loads(line)["label"] or "dropped" for line in lines if line)
     return {name: counts[name] for name in ("long", "short", "dropped") if lines}
 
 

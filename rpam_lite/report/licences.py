@@ -61,6 +61,16 @@ def merged_licence(parents: Sequence[Parent]) -> Licence:
     return Licence("other", "-and-".join(re.sub(r"[^a-z0-9.]+", "-", li.title.lower()) for li in found.values()))
 
 
+def as_front_matter(licence: Licence) -> dict[str, str]:
+    """How a card's front matter tells it; an unknown one is left out: whoever passes the merge on has to settle it."""
+    told = {} if licence.id == UNKNOWN else {"license": licence.id}
+    if licence.id == "other":
+        told["license_name"] = licence.name or "see-below"
+    if licence.link:
+        told["license_link"] = licence.link
+    return told
+
+
 def what_follows(parents: Sequence[Parent]) -> list[str]:
     """Sentences on what the parents' licences mean for whoever uses the merge or passes it on."""
     both = _both(parents)

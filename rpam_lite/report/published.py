@@ -11,17 +11,19 @@ import yaml
 from rpam_lite.checkpoint.files import size_text
 from rpam_lite.report.card import USE
 from rpam_lite.report.commands import Use, as_markdown
+from rpam_lite.report.data import Licence
+from rpam_lite.report.licences import as_front_matter
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def merge_card(card: str, use: Use, licence: str | None, report: bool) -> str:
+def merge_card(card: str, use: Use, licence: Licence, report: bool) -> str:
     """The card of the merged folder, for the hub.
 
     Args:
         card: Text of its README.md, front matter first.
         use: Of the merge on the hub.
-        licence: What the hub calls the licence of both parents; None where they differ or one is unknown.
+        licence: Of the merge.
         report: Whether the report is published too.
     """
     front, body = _parts(card)
@@ -32,14 +34,14 @@ def merge_card(card: str, use: Use, licence: str | None, report: bool) -> str:
     front = {name: value for name, value in front.items() if name not in ("base_model", "base_model_relation")}
     if parents:
         front |= {"base_model": parents, "base_model_relation": "merge"}
-    if licence and "license" not in front:
-        front["license"] = licence
+    if "license" not in front:
+        front |= as_front_matter(licence)
     front.setdefault("pipeline_tag", "text-generation")
     shown = "\nHow it was measured: [report](report/report.md).\n" if report else ""
     return _card(front, f"{body.rstrip()}\n{shown}\n## Use it\n\n{as_markdown(use, 3)}")
 
 
-def gguf_card(use: Use, sizes: Mapping[str, int], losses: Mapping[str, float], licence: str | None) -> str:
+def gguf_card(use: Use, sizes: Mapping[str, int], losses: Mapping[str, float], licence: Licence) -> str:
     """The card of the repository of GGUF files.
 
     Args:
@@ -49,7 +51,7 @@ def gguf_card(use: Use, sizes: Mapping[str, int], losses: Mapping[str, float], l
         licence: As of the merge.
     """
     front: dict[str, Any] = {"base_model": use.checkpoint, "base_model_relation": "quantized", "library_name": "gguf"}
-    front |= {"license": licence} if licence else {}
+    front |= as_front_matter(licence)
     front |= {"pipeline_tag": "text-generation", "tags": ["gguf", "merge", "rpam_lite"]}
     rows = [
         f"| `{name}` | {size_text(size)} | {f'{losses[name]:.2g}' if name in losses else '-'} |"
@@ -58,12 +60,6 @@ def gguf_card(use: Use, sizes: Mapping[str, int], losses: Mapping[str, float], l
     table = "\n".join(["| file | size | mean KL divergence, nats a token |", "|---|---:|---:|", *rows])
     head = f"# {use.name}, quantized\n\nGGUF files of [{use.checkpoint}](https://huggingface.co/{use.checkpoint}).\n\n"
     return _card(front, f"{head}{table}\n\n{as_markdown(use, 2, ('llama.cpp', 'Ollama'))}")
-
-
-def licence_in(card: str) -> str | None:
-    """The licence that a model's card names; None without one."""
-    named = _parts(card)[0].get("license")
-    return named if isinstance(named, str) else None
 
 
 def _parts(card: str) -> tuple[dict[str, Any], str]:

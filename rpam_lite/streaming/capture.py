@@ -164,7 +164,9 @@ def capture(
                 streams[parent][b] = output.cpu()
                 for row, q in enumerate(gather_positions(output, positions[b]).float().cpu()):
                     kept[parent][batch[row]] = q[: len(questions.positions[batch[row]])]
-        gaps = [(a - b).square().sum() for a, b in zip(kept["long"], kept["short"], strict=True)]
+        # As they are stored: rounding is no distance, where both parents agree.
+        stored = {parent: [states.bfloat16().float() for states in kept[parent]] for parent in PARENTS}
+        gaps = [(a - b).square().sum() for a, b in zip(stored["long"], stored["short"], strict=True)]
         _save_streams(folder, streams, layer)
         save_layer(kept["long"], kept["short"], torch.stack(gaps).mean(), folder, layer)
         _streams_file(folder, layer - 1).unlink(missing_ok=True)

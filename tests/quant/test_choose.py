@@ -23,10 +23,14 @@ SETTINGS = Settings(1)
 
 @pytest.fixture
 def quantized(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Which types were written; nothing is."""
+    """Which types were written: empty files."""
     names: list[str] = []
-    monkeypatch.setattr(choose, "quantize", lambda source, file, name, settings: names.append(name))
+    monkeypatch.setattr(choose, "quantize", lambda source, file, name, settings: (names.append(name), file.touch()))
     return names
+
+
+def left(folder: Path) -> list[str]:
+    return [file.stem for file in folder.glob("*.gguf")]
 
 
 def test_types_fit_with_cache_and_buffer_at_the_edge_too() -> None:
@@ -43,7 +47,7 @@ def test_of_the_largest_the_one_with_the_smallest_divergence(quantized: list[str
     losses = {"E": 0.3, "D": 0.1, "C": 0.2, "B": 0.0}
     names = ["E", "D", "C", "B"]
     name, found = best_that_fits(tmp_path, tmp_path, names, SETTINGS, lambda file: losses[file.stem])
-    assert name == "D"
+    assert (name, left(tmp_path)) == ("D", ["D"])
     assert quantized == ["E", "D", "C"]
     assert found == {"E": 0.3, "D": 0.1, "C": 0.2}
 
@@ -54,7 +58,7 @@ def test_the_smallest_type_within_a_divergence(
 ) -> None:
     losses = {"A": 0.5, "B": 0.4, "C": 0.2, "D": 0.1, "E": 0.05}
     name, found = smallest_within(tmp_path, tmp_path, SIZES, SETTINGS, lambda file: losses[file.stem], budget)
-    assert name == expected
+    assert (name, left(tmp_path)) == (expected, [expected])
     assert list(found) == quantized
     assert len(set(quantized)) == len(quantized)
 

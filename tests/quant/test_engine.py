@@ -22,6 +22,7 @@ from quant.records import Record, read_records, think_block
 from quant.summary import summarize, summarize_by_level
 from quant.tasks.questions import Question
 from rpam_lite.checkpoint.source import CheckpointSource
+from rpam_lite.checkpoint.vocabulary import chat_template
 from rpam_lite.errors import RpamError
 from tests.conftest import make_checkpoint
 
@@ -50,6 +51,17 @@ def test_side_by_side_equals_one_at_a_time(model: Path) -> None:
     assert complete(model, 3, requests(Sampling())) == alone
     assert complete(model, 16, requests(Sampling())) == alone
     assert any(len(set(ids)) > 1 for ids in alone.values())
+
+
+def test_a_long_chat_template_is_read_whole(tmp_path: Path, tokenizer: Any) -> None:
+    folder = make_checkpoint(tmp_path / "hf", 5, tokenizer)
+    before = chat_template(folder) or ""
+    (folder / "chat_template.jinja").write_text("{#" + 70_000 * "x" + "#}" + before, encoding="utf-8")
+    source = CheckpointSource(folder)
+    write_gguf(source, source.config, source.folder, tmp_path / "long.gguf", "F16", "test")
+    with LlamaCppEngine(tmp_path / "long.gguf", threads=1) as engine:
+        assert (engine.metadata("tokenizer.chat_template") or "").endswith(before[-20:])
+        assert engine.metadata("no.such.key") is None
 
 
 @pytest.fixture

@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 from rpam_lite import __version__
 from rpam_lite.checkpoint.files import locked
 from rpam_lite.cli import app
-from rpam_lite.errors import missing_package
+from rpam_lite.errors import RpamError, missing_package
+from rpam_lite.fit.__main__ import fit
 from rpam_lite.pipeline.trip import STAGES
 from rpam_lite.terminal import interrupts_kept
 from tests.conftest import ROOT
@@ -102,6 +103,30 @@ def test_two_processes_do_not_work_in_one_run_folder(tmp_path: Path, pair: Path)
     with locked(tmp_path / "runs/mine/.lock", "mine"):
         refused(rpam_here("capture", file, cwd=tmp_path), "runs/mine: another run works there")
     refused(rpam_here("capture", file, cwd=tmp_path), "stage 'label' is not done")
+
+
+def test_torchruns_fit_does_not_work_in_a_run_folder_at_work(
+    tmp_path: Path, pair: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = recipe(tmp_path, pair)
+    monkeypatch.chdir(tmp_path)
+    with locked(tmp_path / "runs/mine/.lock", "mine"), pytest.raises(RpamError, match="another run works there"):
+        fit(Path(file))
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "said"),
+    [
+        ("export", ["--mergekit", "m.yaml", "--lora", "a"], "--lora: does nothing together with --mergekit"),
+        ("export", ["--direct", "m.gguf", "--rank", "8"], "--rank: does nothing together with --direct"),
+        ("export", ["--type", "F32"], "--type: does nothing together with the export"),
+        ("quantize", ["--context", "99"], "--context: does nothing together with the recipe's types"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(
+    command: str, options: list[str], said: str, tmp_path: Path, pair: Path
+) -> None:
+    refused(rpam_here(command, recipe(tmp_path, pair), *options, cwd=tmp_path), said)
 
 
 def test_the_dials_wish_needs_prices(tmp_path: Path, pair: Path) -> None:

@@ -114,5 +114,10 @@ def test_what_was_not_measured_is_refused(tmp_path: Path, two: tuple[Path, Path]
     assert "given twice" in refusal(one, one)
     (tmp_path / "empty").mkdir()
     assert "no run folder with measurements" in refusal(one, tmp_path / "empty")
-    (one / "eval/records-1.jsonl").write_text("", encoding="utf-8")
+    records = one / "eval/records-1.jsonl"
+    lines = records.read_text(encoding="utf-8").splitlines(keepends=True)
+    later = [line.replace('"key": "', '"key": "9') for line in lines]  # of questions that are asked no more
+    records.write_text("".join([*lines, *later]), encoding="utf-8")
+    assert rpam("compare", *two).exit_code == 0
+    records.write_text("", encoding="utf-8")
     assert "holds 0 answers, the evaluation beside it 40 questions" in refusal(*two)

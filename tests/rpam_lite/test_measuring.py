@@ -30,7 +30,7 @@ def test_two_models_answer_at_once_and_keep_their_places(
 ) -> None:
     both = threading.Barrier(2, timeout=20)
 
-    def measured(run: Any, row: Row, asking: Any, file: Path) -> list[str]:
+    def measured(run: Any, row: Row, asking: Any, file: Path, stop: Any) -> list[str]:
         both.wait()  # breaks unless another one is at work
         return [row.name]
 
@@ -48,23 +48,20 @@ def test_one_engine_with_all_threads_works_alone(rows: dict[Path, Row], monkeypa
 
 @pytest.mark.parametrize("raised", [RpamError("1.gguf: broken"), KeyboardInterrupt()])
 def test_an_error_ends_all(rows: dict[Path, Row], monkeypatch: pytest.MonkeyPatch, raised: BaseException) -> None:
-    begun = []
-    ended = threading.Event()
+    begun, told = [], []
 
-    def measured(run: Any, row: Row, asking: Any, file: Path) -> list[str]:
+    def measured(run: Any, row: Row, asking: Any, file: Path, stop: Any) -> list[str]:
         begun.append(row.name)
         if row.name == "1":
-            ended.set()
             raise raised
-        ended.wait(20)
-        # Longer than the others' end is noticed.
-        threading.Event().wait(2.5)
+        told.append(stop.wait(20))
         return []
 
     monkeypatch.setattr(measuring, "measure_row", measured)
     with pytest.raises(type(raised)):
         measure_rows(run_with(2, 1), rows, None)  # type: ignore[arg-type]
     assert len(begun) < len(rows)
+    assert all(told)
 
 
 def test_large_models_are_measured_one_by_one(tmp_path: Path) -> None:

@@ -64,6 +64,11 @@ def test_forms_of_alignment() -> None:
     )
 
 
+def test_where_both_parents_are_the_same_there_is_nothing_to_align() -> None:
+    found = objective.alignment(states(1), states(2), MASK, torch.tensor(0.0), "gap")
+    assert (found == 0).all()
+
+
 def test_regularizers() -> None:
     values = torch.tensor([0.0, 1.0, 0.5, 0.2])
     torch.testing.assert_close(objective.ridge(values), values.var(correction=0))

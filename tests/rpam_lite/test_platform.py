@@ -127,7 +127,7 @@ def test_bytes_are_flushed_through_a_file_open_for_writing(
 
 
 def test_a_process_ends_with_what_it_started(system: str) -> None:
-    code = "import subprocess, sys; p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True); p.wait()"
+    code = "import subprocess, sys; p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True); p.wait(); input()"
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, **platform.in_own_group()
     )

@@ -265,7 +265,7 @@ def test_everything_goes_where_it_belongs(run: Run, hub: Hub) -> None:
     params = json.loads(gguf["params"])
     assert (params["temperature"], params["num_ctx"], params["stop"][0]) == (0.6, 1024, "<|im_end|>")
     assert hub.public == {"ada/tiny", "ada/tiny-GGUF"}
-    assert "both apply to the merge: acme/long: mit; short: not known here, look at its own page" in said[0]
+    assert "Long's is mit (the hub). Short: unknown, no licence was found" in said[0]
     assert "WARNING: the card names no licence" in said[1]
     assert said[-1] == f"there now: {hub.url}/ada/tiny-GGUF"
 
@@ -298,8 +298,16 @@ def test_parents_of_one_licence_name_it(run: Run, hub: Hub) -> None:
     said = do(run)
     assert front(hub.repositories["ada/tiny"]["README.md"])["license"] == "llama3.1"
     assert front(hub.repositories["ada/tiny-GGUF"]["README.md"])["license"] == "llama3.1"
-    assert "acme/long: llama3.1; short: llama3.1" in said[0]
-    assert "a name that begins with Llama" in said[1]
+    assert "Long's is llama3.1 (README.md); Short's is llama3.1 (README.md)" in said[0]
+    assert "begins with “Llama”" in said[0]
+
+
+def test_a_licence_file_counts_as_in_the_card(run: Run, hub: Hub) -> None:
+    for name in ("long", "short"):
+        (getattr(run.recipe.parents, name) / "LICENSE").write_text("MIT License\n")
+    said = do(run)
+    assert front(hub.repositories["ada/tiny-GGUF"]["README.md"])["license"] == "mit"
+    assert not any("names no licence" in line for line in said)
 
 
 def test_what_the_token_may_not_is_said_before_anything_is_sent(
