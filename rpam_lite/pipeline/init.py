@@ -110,6 +110,11 @@ def _lines(file: Path, wishes: Wishes, configs: dict[str, dict[str, Any] | None]
     yield f"  questions: {_questions(wishes.questions, folder, _CALIBRATION)}"
     yield from limit
     yield ""
+    yield "dial: # merges for these shares of Long's tokens, of which the most accurate within 0.8 is taken"
+    yield "  budgets: [0.9, 0.8, 0.7, 0.5]"
+    yield "  max_tokens_share: 0.8"
+    yield "  questions: 0 # by the parents' answers; a number measures every merge on so many questions"
+    yield ""
     yield "eval: # measured on these, which no stage before has seen"
     yield f"  questions: {_questions(wishes.held_out, folder, _HELD_OUT)}"
     yield from limit

@@ -15,8 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rpam_lite.checkpoint.files import adapter_base, is_adapter
-from rpam_lite.errors import RpamError
+from rpam_lite.checkpoint.files import adapter_base
 from rpam_lite.pipeline.artefacts import parent_gguf
 from rpam_lite.pipeline.stage import Run, identity
 
@@ -26,33 +25,6 @@ if TYPE_CHECKING:
     from quant.tasks.questions import Question
     from quant.tasks.task import Grading
     from rpam_lite.patterns.rule import Rule
-
-_BITS = {"bf16": 16, "int8": 8, "nf4": 4}
-
-
-def check_engine(run: Run) -> None:
-    """Whether `label.engine` can run these parents.
-
-    Raises:
-        RpamError: Its parents would be asked with token ids that are not theirs, or one is an adapter.
-    """
-    from rpam_lite.checkpoint.aligned import AlignedSource
-
-    engine, parents = run.recipe.label.engine, run.recipe.parents
-    if engine == "gguf":
-        return
-    pair = run.pair()
-    for name, path in (("long", parents.long), ("short", parents.short)):
-        reason = None
-        if isinstance(getattr(pair, name), AlignedSource):
-            reason = "has other token ids than the donor of the tokenizer"
-        elif engine in _BITS and is_adapter(path):
-            reason = "is a LoRA adapter"
-        if reason:
-            raise RpamError(
-                f"{path}: {reason}, and `label.engine: {engine}` runs the checkpoint as it is; "
-                "set `label.engine: gguf`, whose files hold whole parents in the donor's vocabulary."
-            )
 
 
 def label_grading(run: Run, questions: Sequence[Question]) -> Grading:
@@ -157,8 +129,9 @@ def open_parent(run: Run, name: str) -> Iterator[Engine]:
             yield served
     else:
         from quant.engines.transformers import TransformersEngine
+        from rpam_lite.preflight.engine import BITS
 
-        folder, bits = getattr(recipe.parents, name), _BITS[settings.engine]
+        folder, bits = getattr(recipe.parents, name), BITS[settings.engine]
         with TransformersEngine(folder, bits, settings.parallel) as loaded:
             yield loaded
 

@@ -24,13 +24,15 @@ def run_label(run: Run) -> None:
     from quant.tasks.questions import read_task_file
     from rpam_lite.patterns.label import label_questions
     from rpam_lite.patterns.rule import rule_of
-    from rpam_lite.pipeline.labelling import check_engine, draw_samples
+    from rpam_lite.pipeline.labelling import draw_samples
+    from rpam_lite.preflight.engine import check_engine
     from rpam_lite.preflight.questions import task_file
 
     recipe, settings = run.recipe, run.recipe.label
     questions = read_task_file(task_file(settings))
-    check_engine(run)
-    long, short, donor = run.pair()
+    pair = run.pair()
+    check_engine(recipe, pair)
+    long, short, donor = pair
     for name, source in (("long", long), ("short", short)):
         if not parent_gguf(run, name).exists():
             # In the donor's vocabulary: both are asked with the same token ids.

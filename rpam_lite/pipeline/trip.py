@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -258,6 +259,9 @@ def fit_family(run: Run, prices: str | None, budgets: str | None, wish: Mapping[
     if not is_done(STAGES["capture"], STAGES, priced) or removed_files("capture", priced):
         run_one("capture", priced)
     run_one("fit", priced)
+    if recipe.dial != run.recipe.dial:
+        wanted = recipe.dial.model_dump(mode="json", exclude_defaults=True)
+        run.say(f"to go on with this merge, write `dial: {json.dumps(wanted)}` into the recipe, and `rpam run` it")
 
 
 def verify_again(run: Run) -> None:

@@ -13,11 +13,12 @@ from export.gguf.architecture import check_names
 from export.gguf.tokenizer import check_tokenizer
 from quant.gguf import quantization_types
 from rpam_lite.checkpoint.aligned import EMBEDDING
-from rpam_lite.checkpoint.pair import open_parent
+from rpam_lite.checkpoint.pair import open_pair, open_parent
 from rpam_lite.checkpoint.source import ParentSource
 from rpam_lite.device import choose_device
 from rpam_lite.merge.methods import method_of
 from rpam_lite.preflight.configs import compare_configs, quantized_leftover
+from rpam_lite.preflight.engine import check_engine
 from rpam_lite.preflight.findings import Finding, attempt, some
 from rpam_lite.preflight.machine import check_disk, check_memory
 from rpam_lite.preflight.questions import check_questions
@@ -51,6 +52,9 @@ def check(recipe: Recipe, run_folder: Path) -> list[Finding]:
     findings += _check_method(recipe)
     findings += check_range(list(sources.values()), recipe.merge.dtype)
     donor = recipe.merge.donor
+    if recipe.label.engine != "gguf" and not any(f.level == "ERROR" for f in findings):
+        pair = open_pair(parents.long, parents.short, parents.base, donor)
+        attempt(findings, "engine", partial(check_engine, recipe, pair))
     if donor in configs and not any(f.level == "ERROR" for f in findings):
         findings += check_disk(sources[donor], configs[donor], recipe, run_folder)
         if _is_streamed(recipe):

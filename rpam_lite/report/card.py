@@ -94,10 +94,7 @@ def _measured(report: Report) -> str:
         f"greedy, in llama.cpp: {percent(head.row['accuracy'])} at {head.row['tokens']:.1f} tokens against "
         f"{percent(long['accuracy'])} at {long['tokens']:.1f}."
     )
-    # Every claim has the tuned one-number interpolation beside it.
-    between = [row for row in report.rows if row["kind"] == "scalar"]
-    nearest = min(between, key=lambda r: abs(r["tokens"] - head.row["tokens"]), default=None)
-    rows = [report.short, long, *([nearest] if nearest else []), *(file.row for file in report.files)]
+    rows = [report.short, long, *report.nearest_scalars, *(file.row for file in report.files)]
     gain = verdict(head.row)
     return f"""## What was measured
 

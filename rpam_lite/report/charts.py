@@ -85,9 +85,7 @@ def frontier(report: Report) -> Chart:
 def by_level(report: Report, field: str, title: str, label: str) -> Chart:
     """One share by level of difficulty, of both parents, the headline's file and the interpolation next to it."""
     merge = report.headline.row
-    between = [r for r in report.rows if r["kind"] == "scalar"]
-    nearest = min(between, key=lambda r: abs(r["tokens"] - merge["tokens"]), default=None)
-    told = [report.short, report.long, *([nearest] if nearest else []), merge]
+    told = [report.short, report.long, *report.nearest_scalars, merge]
     levels = [int(level) for level in merge["levels"]]
     x = across(levels, 0.04)
     y = Scale(-4, 104, HEIGHT - BOTTOM, TOP)

@@ -279,6 +279,12 @@ class Report:
         return next(row for row in self.rows if row["name"] == SHORT)
 
     @property
+    def nearest_scalars(self) -> list[Row]:
+        """The interpolation with nearly the tokens of the headline's file, which every claim has beside it; or none."""
+        between = [row for row in self.rows if row["kind"] == "scalar"]
+        return sorted(between, key=lambda row: abs(row["tokens"] - self.headline.row["tokens"]))[:1]
+
+    @property
     def has_levels(self) -> bool:
         """Whether the questions carry more than one level of difficulty."""
         return len(self.rows[0]["levels"]) > 1

@@ -31,7 +31,7 @@ def markdown(report: Report) -> str:
 
 def closing(report: Report) -> str:
     """What a run ends with: the closing table, long answers by level, and the verdicts."""
-    told = [row for row in report.rows if row["kind"] != "scalar" or row["weight"] == 0.5]
+    told = [row for row in report.rows if row["kind"] != "scalar" or row in report.nearest_scalars]
     levels = f"Long answers:\n\n{level_table(told, 'long', percent)}\n\n" if report.has_levels else ""
     warning = report.fit.warning if report.fit is not None else ""
     return f"\n{closing_table(report.rows)}\n\n{levels}" + "\n".join(

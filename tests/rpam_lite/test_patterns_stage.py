@@ -20,6 +20,7 @@ from rpam_lite.pipeline.labelling import sample_file
 from rpam_lite.pipeline.stage import Run
 from rpam_lite.pipeline.stages import run_label
 from rpam_lite.pipeline.trip import STAGES, run_one
+from rpam_lite.preflight import check
 from rpam_lite.recipe import load_recipe
 
 QUESTIONS = "".join(f'{{"question": "What is 1 + {n}?", "answer": "{n + 1}", "level": 1}}\n' for n in range(3))
@@ -170,6 +171,8 @@ def test_an_engine_that_takes_a_parent_as_it_is_needs_the_donors_token_ids(pair:
     urls = {"urls": {"long": "http://a", "short": "http://b"}} if engine == "http" else {}
     with pytest.raises(RpamError, match=r"short: has other token ids than the donor.*set `label.engine: gguf`"):
         run_label(run_of(pair, engine=engine, **urls))
+    run = run_of(pair, engine=engine, **urls)
+    assert [f.code for f in check(run.recipe, run.folder) if f.level == "ERROR"] == ["engine"]
 
 
 def test_an_adapter_is_refused_by_transformers(pair: Path) -> None:

@@ -89,7 +89,7 @@ def test_init_writes_what_differs_from_the_defaults(here: Path) -> None:
     assert recipe.label.questions.resolve() == here / "train.jsonl"
     assert recipe.label.max_tokens == recipe.eval.max_tokens == 256
     text = (here / "recipes/mine.yaml").read_text()
-    assert yaml.safe_load(text).keys() == {"version", "name", "parents", "label", "eval"}
+    assert yaml.safe_load(text).keys() == {"version", "name", "parents", "label", "dial", "eval"}
     assert "model_type qwen2, hidden_size 64, num_hidden_layers 2" in text
     assert "is there already" in refusal("init", "recipes/mine.yaml", *options)
 
