@@ -13,8 +13,8 @@ class Memory(Section):
     """What capture and fit may use; without a value, most of what is free now."""
 
     device: Size | None = Field(None, description="of the GPU, such as 6GiB; not read on a CPU")
-    host: Size | None = None
-    disk: Size | None = None
+    host: Size | None = Field(None, description="of the machine's own memory, such as 16GiB")
+    disk: Size | None = Field(None, description="below the run folder, for what does not fit in memory")
     accelerator: Accelerator = Field("auto", description="where capture and fit compute; auto: a GPU if there is one")
     codec: Literal["auto", "exact", "bf16", "int8", "int8-nf4", "nf4"] = Field(
         "auto", description="how both parents are held; auto takes exact or int8"
@@ -24,9 +24,11 @@ class Memory(Section):
 class Capture(Section):
     """Which questions and positions the hidden states are kept for."""
 
-    questions_per_class: Positive = 64
+    questions_per_class: Positive = Field(64, description="questions of each label at most that lambda is fitted on")
     positions: tuple[Literal["prompt", "last_prompt_token", "response"], ...] = Field(
-        ("prompt", "response"), min_length=1
+        ("prompt", "response"),
+        min_length=1,
+        description="whose hidden states are kept; the default objective reads none",
     )
     answer_tokens: Positive | None = Field(
         None, description="cut every answer after so many tokens, which capture and fit then read; all without it"
@@ -46,10 +48,10 @@ class Release(Section):
 
     prompt_tokens: Positive = Field(1024, description="every prompt is padded or cut to this length")
     omega: NonNegative = Field(1000.0, description="weight of the contrastive term")
-    temperature: float = Field(0.1, gt=0)
+    temperature: float = Field(0.1, gt=0, description="tau of the contrastive term")
     start: float = Field(0.5, description="weight of the SHORT parent, as the release counts")
-    learning_rate: float = Field(0.001, gt=0)
-    epochs: Positive = 100
+    learning_rate: float = Field(0.001, gt=0, description="of Adam")
+    epochs: Positive = Field(100, description="passes over the questions")
     batch: Positive = Field(16, description="questions of one label a step")
 
 
@@ -69,15 +71,19 @@ class Fit(Section):
         "`adamerging`, the entropy of an answer's first token; "
         "`release`: fit as the RPAM release does, its defects included; only `release` is read then",
     )
-    release: Release = Release()
+    release: Release = Field(Release(), description="of `preset: release`")
 
-    granularity: Literal["scalar", "layer", "block", "matrix", "row", "low_rank"] = "layer"
+    granularity: Literal["scalar", "layer", "block", "matrix", "row", "low_rank"] = Field(
+        "layer",
+        description="what shares one lambda: the model, a layer, its attention or MLP, a matrix, an output row; "
+        "low_rank: one a weight, of few numbers",
+    )
     rank: Positive = Field(2, description="of `granularity: low_rank`: products of a row's and a column's number")
-    start: float = 0.5
+    start: float = Field(0.5, description="lambda before the fit")
     alignment: Literal["gap", "mean", "raw", "cosine"] = Field("gap", description="form of the alignment term")
-    alignment_weight: NonNegative = 0.0
-    contrastive_weight: NonNegative = 0.0
-    kl_weight: NonNegative = 1.0
+    alignment_weight: NonNegative = Field(0.0, description="of the distance to the selected parent's hidden states")
+    contrastive_weight: NonNegative = Field(0.0, description="of hidden states nearer to the selected parent's")
+    kl_weight: NonNegative = Field(1.0, description="of the divergence from the parent's next-token distributions")
     temperature: float = Field(0.1, gt=0, description="tau of the contrastive term")
     output_contrast_weight: NonNegative = Field(
         0.0, description="of leaving the other parent's distribution where the answer begins"

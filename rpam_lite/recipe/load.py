@@ -60,9 +60,7 @@ def load_recipe(path: Path) -> Recipe:
     except yaml.YAMLError as error:
         raise RpamError(f"{file}: is not valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(raw, dict):
-        raise RpamError(
-            f"{file}: holds no recipe; `rpam init` writes one for two models."
-        )
+        raise RpamError(f"{file}: holds no recipe; `rpam init` writes one for two models.")
     try:
         recipe = Recipe.model_validate(raw)
     except ValidationError as error:

@@ -35,9 +35,9 @@ class Parents(Section):
     Each a folder (absolute once the recipe is loaded) or an id on the hub: org/name or org/name@revision.
     """
 
-    long: Path
-    short: Path
-    base: Path | None = None
+    long: Path = Field(description="the Long-CoT model: a folder, a LoRA adapter's, or org/name[@revision]")
+    short: Path = Field(description="the Short-CoT model, likewise")
+    base: Path | None = Field(None, description="what both were tuned from; adapters and some merge methods need it")
 
 
 class Urls(Section):
@@ -58,7 +58,9 @@ class Fields(Section):
 class Asked(Section):
     """Questions that models are asked, and how the answers are graded."""
 
-    questions: Questions
+    questions: Questions = Field(
+        description="a file, or data sets by name with a number or `all`, as {gsm8k:train: 200, math500: all}"
+    )
     fields: Fields = Field(Fields(), description="names of its fields")
     grader: str = Field("math", description="math, exact, choice, regex, or package.module:function")
     pattern: str = Field("", description="of `grader: regex`: its first group is the answer")
@@ -92,10 +94,10 @@ class Label(Asked):
     stop_probability: Share = Field(
         0.01, description="of `adaptive`: settled if all k would change the label with less than this; 0: if they can't"
     )
-    temperature: NonNegative = 0.6
-    top_p: Share = 0.95
-    top_k: int = Field(20, ge=0, description="0 keeps every token")
-    max_tokens: Positive = 4096
+    temperature: NonNegative = Field(0.6, description="of sampling; 0 is greedy")
+    top_p: Share = Field(0.95, description="of sampling: the most likely tokens with so much probability together")
+    top_k: int = Field(20, ge=0, description="of sampling: so many most likely tokens; 0 keeps every token")
+    max_tokens: Positive = Field(4096, description="a longer answer is cut off, and wrong")
     parallel: Positive = Field(16, description="sequences decoded side by side")
     engine: Literal["gguf", "bf16", "int8", "nf4", "http"] = Field(
         "gguf", description="runs the parents: llama.cpp, transformers in one of three precisions, or servers"
@@ -126,7 +128,7 @@ class Merge(Section):
 
     method: str = Field(OURS, description="rpam: fitted coefficients; others as `rpam methods` lists them")
     options: dict[str, float] = Field({}, description="of another method than rpam")
-    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    dtype: Literal["float16", "bfloat16", "float32"] = Field("float16", description="of the merged checkpoint")
     shard_size: Size = Field(5 * 10**9, description="most bytes of weights a file")
     accelerator: Accelerator = Field("cpu", description="where merge and verification compute")
     donor: ParentName = Field("long", description="parent whose config, tokenizer and template are kept")
@@ -138,45 +140,48 @@ class Merge(Section):
 class Export(Section):
     """The unquantized GGUF file."""
 
-    type: Literal["F32", "F16", "BF16"] = "F16"
+    type: Literal["F32", "F16", "BF16"] = Field("F16", description="of its matrices")
 
 
 class Quantize(Section):
     """llama.cpp quantization types to make, by llama.cpp's own names."""
 
-    types: tuple[str, ...] = ("Q8_0", "Q4_K_M")
+    types: tuple[str, ...] = Field(("Q8_0", "Q4_K_M"), description="one file each; all are measured")
     imatrix: bool = Field(True, description="weigh the errors by the merge's own inputs on the calibration set")
     overrides: dict[str, str] = Field({}, description="type of the tensors whose name holds a regular expression")
     output_type: str = Field("", description="type of the output head; llama.cpp's choice where empty")
     embedding_type: str = Field("", description="type of the embedding; likewise")
-    threads: Positive = 2
+    threads: Positive = Field(2, description="of llama.cpp's quantization")
 
 
 class Ollama(Section):
     """What the Modelfile sets: Ollama's own defaults cut a reasoning model's answers at 4096 tokens."""
 
     num_ctx: Positive = Field(16384, description="context, prompt and answer together")
-    temperature: float = Field(0.6, ge=0)
-    top_p: float = Field(0.95, gt=0, le=1)
-    top_k: int = Field(20, ge=0)
+    temperature: float = Field(0.6, ge=0, description="of sampling")
+    top_p: float = Field(0.95, gt=0, le=1, description="of sampling")
+    top_k: int = Field(20, ge=0, description="of sampling")
     system: str = Field("", description="system prompt; none where empty")
 
 
 class Eval(Asked):
     """Measurement in llama.cpp on held-out questions, greedy."""
 
-    max_tokens: Positive = 4096
-    parallel: Positive = 16
-    scalar_curve: tuple[Share, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    max_tokens: Positive = Field(4096, description="a longer answer is cut off, and wrong")
+    parallel: Positive = Field(16, description="sequences decoded side by side")
+    scalar_curve: tuple[Share, ...] = Field(
+        (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
+        description="lambdas of plain interpolations to measure beside the merge, each a whole model",
+    )
     long_think_tokens: Positive = Field(32, description="an answer with this many think tokens is a long one")
 
 
 class Recipe(Section):
     """One recipe file."""
 
-    version: Literal[1]
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    seed: int = Field(1, ge=0)
+    version: Literal[1] = Field(description="of the recipe's form")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="of the merge; its run folder is runs/NAME")
+    seed: int = Field(1, ge=0, description="of sampling, of questions drawn and chosen, of intervals")
     threads: Positive = Field(2, description="of torch, in capture, statistics and fit")
     engine_threads: Positive = Field(
         2,

@@ -24,7 +24,7 @@ from tests.conftest import ROOT
 
 def test_every_code_has_its_section_and_every_section_its_code() -> None:
     page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
-    assert re.findall(r"^## (E\d\d) · (.+)$", page, re.MULTILINE) == list(CODES.items())
+    assert re.findall(r"^## (E\d\d): (.+)$", page, re.MULTILINE) == list(CODES.items())
 
 
 def modules_that_raise() -> list[str]:
