@@ -29,7 +29,6 @@ from rpam_lite.checkpoint.source import CheckpointSource
 
 IN_FLIGHT = (1, 4, 16)
 QUESTIONS = 16
-SAMPLING = Sampling(temperature=0.6, top_p=0.95, top_k=20)
 
 
 def ours(file: Path, requests: list[Request], parallel: int, threads: int) -> Callable[[], int]:

@@ -15,6 +15,7 @@ sampled.
 from __future__ import annotations
 
 import argparse
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -34,7 +35,7 @@ from quant.tasks.catalog import load_tasks
 from quant.tasks.questions import TaskFile, load_questions, read_task_file
 from recipes.tiny.families import FAMILIES
 from recipes.tiny.questions import question_lines
-from rpam_lite.checkpoint.files import read_json, write_json, write_text
+from rpam_lite.checkpoint.files import read_json, whole_file, write_json, write_text
 from rpam_lite.fit.coefficients import Coefficients, scalar
 from rpam_lite.pipeline.artefacts import exported_gguf, parent_gguf, quantized_gguf
 from rpam_lite.pipeline.dial import fitted_members
@@ -108,7 +109,8 @@ def merged_files(run: Run, method: str, models: Path) -> dict[str, Path]:
     if not all(file.exists() for file in wanted.values()):
         ensure(run, "quantize" if len(wanted) > 1 else "export")
         for file, source in zip(wanted.values(), (exported_gguf(run), quantized_gguf(run, "Q4_K_M")), strict=False):
-            file.write_bytes(source.read_bytes())
+            with whole_file(file) as part:
+                shutil.copyfile(source, part)
     return wanted
 
 

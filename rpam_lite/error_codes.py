@@ -52,7 +52,7 @@ _CODE_OF_MODULE = {
     "rpam_lite.pipeline.deciding": "E12",
     "rpam_lite.pipeline.merging": "E14",
     "rpam_lite.pipeline.proving": "E15",
-    "rpam_lite.pipeline.evaluating": "E18",
+    "rpam_lite.pipeline.eval_models": "E18",
     "rpam_lite.pipeline.comparing": "E18",
     "rpam_lite.pipeline.init": "E02",
     "rpam_lite.pipeline.recipes": "E01",

@@ -102,7 +102,7 @@ def eval_command(
         return
     from quant import Sampling, load
     from quant.evaluation import Settings
-    from rpam_lite.pipeline.evaluating import check_wishes, evaluate_in_harness, evaluate_models, named_tasks, tell
+    from rpam_lite.pipeline.eval_models import check_wishes, evaluate_in_harness, evaluate_models, named_tasks, tell
 
     check_wishes(long, short, plot)
 
@@ -139,6 +139,6 @@ def grade_command(
 
     Example: rpam grade evaluation.json
     """
-    from rpam_lite.pipeline.evaluating import grade_again
+    from rpam_lite.pipeline.eval_models import grade_again
 
     grade_again(evaluation).table()

@@ -158,7 +158,7 @@ def quantize_command(
 
     Example: rpam quantize recipes/tiny.yaml --fit 4GiB --context 16384
     """
-    from rpam_lite.pipeline.choosing import quantize_to
+    from rpam_lite.pipeline.quantize_to import quantize_to
 
     if fit is not None and budget_kld is not None:
         raise RpamError("--fit and --budget-kld: give one of them.")

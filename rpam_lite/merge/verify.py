@@ -24,8 +24,7 @@ from rpam_lite.quiet import without_loading_bars
 from rpam_lite.streaming.whole import SMALL_MODEL, load_whole, parameters_of
 
 CHUNK_VALUES = 1 << 20
-# Models up to this many parameters are held in memory twice and asked.
-_TOKENS = 16
+_TOKENS = 16  # that the loaded model is asked, where it is small
 # Of config.json, what the merge sets itself.
 _OWN_KEYS = {"dtype", "torch_dtype", MADE_BY}
 

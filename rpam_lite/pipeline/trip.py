@@ -12,8 +12,8 @@ from rpam_lite.errors import RpamError
 from rpam_lite.patterns.label import PATTERN_VERSION
 from rpam_lite.pipeline import capturing, checking, depends, fitting, merging, quantizing, reporting, stages, statistics
 from rpam_lite.pipeline.dial import refuse_dial
+from rpam_lite.pipeline.eval_stage import run_eval
 from rpam_lite.pipeline.kept_fit import FIT_VERSION
-from rpam_lite.pipeline.measure import run_eval
 from rpam_lite.pipeline.names import STAGE_HELP
 from rpam_lite.pipeline.stage import (
     Run,
