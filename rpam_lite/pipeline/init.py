@@ -107,7 +107,7 @@ def _lines(file: Path, wishes: Wishes, configs: dict[str, dict[str, Any] | None]
     limit = [f"  max_tokens: {most} # the models' context, less {_PROMPT} for the prompt"] if most else []
     yield ""
     yield "label: # which questions deserve long reasoning: both parents answer these"
-    yield f"  questions: {_questions(wishes.questions, folder, _CALIBRATION)}"
+    yield from _asked(wishes.questions, folder, _CALIBRATION)
     yield from limit
     yield ""
     yield "dial: # merges for these shares of Long's tokens, of which the most accurate within 0.8 is taken"
@@ -116,17 +116,21 @@ def _lines(file: Path, wishes: Wishes, configs: dict[str, dict[str, Any] | None]
     yield "  questions: 0 # by the parents' answers; a number measures every merge on so many questions"
     yield ""
     yield "eval: # measured on these, which no stage before has seen"
-    yield f"  questions: {_questions(wishes.held_out, folder, _HELD_OUT)}"
+    yield from _asked(wishes.held_out, folder, _HELD_OUT)
     yield from limit
 
 
-def _questions(given: str, folder: Path, size: int) -> str:
-    """A file, or so many questions of a data set."""
-    from quant.tasks.benchmarks import benchmark_named
+def _asked(given: str, folder: Path, size: int) -> Iterator[str]:
+    """A file, whose questions are told to ask for a box unless they do; or so many questions of a data set."""
+    from quant.tasks.benchmarks import MATH_INSTRUCTION, benchmark_named
 
-    if Path(given).suffix or benchmark_named(given.partition("@")[0]) is None:
-        return as_scalar(_placed(given, folder))
-    return f"{{{as_scalar(given)}: {size}}} # so many of a data set; `all`, other sets, or a file of your own"
+    if not Path(given).suffix and benchmark_named(given.partition("@")[0]) is not None:
+        yield f"  questions: {{{as_scalar(given)}: {size}}} # so many of a data set; `all`, other sets, or a file"
+        return
+    yield f"  questions: {as_scalar(_placed(given, folder))}"
+    file = Path(given).expanduser()
+    if not (file.is_file() and "\\boxed" in file.read_text(encoding="utf-8", errors="replace")):
+        yield f"  instruction: {as_scalar(MATH_INSTRUCTION)} # without a box an answer is wrong"
 
 
 def _most_tokens(configs: dict[str, dict[str, Any] | None]) -> int | None:

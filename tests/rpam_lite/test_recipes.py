@@ -9,6 +9,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
+from quant.tasks.benchmarks import MATH_INSTRUCTION
 from rpam_lite.cli import app
 from rpam_lite.errors import RpamError
 from rpam_lite.recipe import load_recipe, shipped_folder
@@ -88,6 +89,7 @@ def test_init_writes_what_differs_from_the_defaults(here: Path) -> None:
     assert recipe.parents.long.resolve() == here / "pair/long"
     assert recipe.label.questions.resolve() == here / "train.jsonl"
     assert recipe.label.max_tokens == recipe.eval.max_tokens == 256
+    assert recipe.label.instruction == recipe.eval.instruction == MATH_INSTRUCTION
     text = (here / "recipes/mine.yaml").read_text()
     assert yaml.safe_load(text).keys() == {"version", "name", "parents", "label", "dial", "eval"}
     assert "model_type qwen2, hidden_size 64, num_hidden_layers 2" in text
