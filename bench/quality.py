@@ -39,8 +39,9 @@ from rpam_lite.checkpoint.files import read_json, whole_file, write_json, write_
 from rpam_lite.fit.coefficients import Coefficients, scalar
 from rpam_lite.pipeline.artefacts import exported_gguf, parent_gguf, quantized_gguf
 from rpam_lite.pipeline.dial import fitted_members
+from rpam_lite.pipeline.manifest import is_done, needed_by
 from rpam_lite.pipeline.measuring import write_coefficients_gguf
-from rpam_lite.pipeline.stage import Run, fingerprint, is_done, needed_by
+from rpam_lite.pipeline.stage import Run, fingerprint
 from rpam_lite.pipeline.trip import STAGES, run_one
 from rpam_lite.preflight.overlap import overlaps
 from rpam_lite.recipe import load_recipe

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from rpam_lite.checkpoint.files import read_json, whole_file, write_json
 from rpam_lite.errors import RpamError
 from rpam_lite.pipeline import depends
-from rpam_lite.pipeline.stage import Run, identity, parent_folders, read_manifest
+from rpam_lite.pipeline.manifest import read_manifest
+from rpam_lite.pipeline.stage import Run, identity, parent_folders
 
 if TYPE_CHECKING:
     from rpam_lite.fit.coefficients import Coefficients

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from rpam_lite.checkpoint.files import write_text
 from rpam_lite.errors import RpamError
+from rpam_lite.pipeline.manifest import is_done
 from rpam_lite.pipeline.merging import merged_source
-from rpam_lite.pipeline.stage import Run, is_done, parent_names
+from rpam_lite.pipeline.stage import Run, parent_names
 from rpam_lite.pipeline.trip import STAGES
 from rpam_lite.recipe import OURS
 

@@ -10,8 +10,9 @@ from typing import Any, Literal
 from rich.table import Table
 
 from rpam_lite.checkpoint.files import read_json, size_text
+from rpam_lite.pipeline.manifest import STARTED, read_manifest
 from rpam_lite.pipeline.opening import is_worked_on
-from rpam_lite.pipeline.stage import STARTED, Run, fingerprint, read_manifest
+from rpam_lite.pipeline.stage import Run, fingerprint
 from rpam_lite.pipeline.trip import STAGES, why_runs
 
 State = Literal["done", "out of date", "interrupted", "at work", "not done"]

@@ -14,17 +14,9 @@ from rpam_lite.pipeline import capturing, checking, depends, fitting, merging, q
 from rpam_lite.pipeline.dial import refuse_dial
 from rpam_lite.pipeline.eval_stage import run_eval
 from rpam_lite.pipeline.kept_fit import FIT_VERSION
+from rpam_lite.pipeline.manifest import execute, is_done, needed_by, removed_files, why_not_done
 from rpam_lite.pipeline.names import STAGE_HELP
-from rpam_lite.pipeline.stage import (
-    Run,
-    Stage,
-    execute,
-    is_done,
-    needed_by,
-    parent_folders,
-    removed_files,
-    why_not_done,
-)
+from rpam_lite.pipeline.stage import Run, Stage, parent_folders
 from rpam_lite.recipe import with_dial
 
 _MEASURED = {"method", "options", "donor"}

@@ -16,7 +16,7 @@ from quant.records import RECORD_VERSION
 from rpam_lite.cli import app
 from rpam_lite.patterns.label import PATTERN_VERSION
 from rpam_lite.patterns.samples import SAMPLE_VERSION
-from rpam_lite.pipeline.stage import MANIFEST_VERSION
+from rpam_lite.pipeline.manifest import MANIFEST_VERSION
 from tests.conftest import ROOT
 
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]

@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from rpam_lite.checkpoint.files import RUN_LOG
+from rpam_lite.pipeline.manifest import execute
 from rpam_lite.pipeline.opening import keep_recipe
-from rpam_lite.pipeline.stage import Run, execute
+from rpam_lite.pipeline.stage import Run
 from rpam_lite.pipeline.trip import STAGES
 
 FILES = {

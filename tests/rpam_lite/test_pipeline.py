@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from rpam_lite.errors import RpamError
-from rpam_lite.pipeline.stage import Run, Stage, execute, fingerprint, is_done
+from rpam_lite.pipeline.manifest import execute, is_done
+from rpam_lite.pipeline.stage import Run, Stage, fingerprint
 from rpam_lite.pipeline.trip import STAGES
 from rpam_lite.recipe import load_recipe
 from tests.rpam_lite.test_recipe import MINIMAL

@@ -22,9 +22,10 @@ from typer.testing import CliRunner
 from rpam_lite.checkpoint.publish import check_name
 from rpam_lite.cli import app
 from rpam_lite.errors import RpamError
+from rpam_lite.pipeline.manifest import execute
 from rpam_lite.pipeline.opening import keep_recipe
 from rpam_lite.pipeline.publishing import publish
-from rpam_lite.pipeline.stage import Run, execute
+from rpam_lite.pipeline.stage import Run
 from rpam_lite.pipeline.trip import STAGES
 from rpam_lite.recipe import load_recipe
 from rpam_lite.report.commands import Use
