@@ -16,11 +16,11 @@ import llama_cpp
 import numpy as np
 
 from quant.engines.llama_cpp import LlamaCppEngine
+from quant.engines.passes import CHUNK, open_reader
 from rpam_lite.errors import RpamError
 from rpam_lite.quiet import without_loading_bars
 
 _F32 = 0  # GGML_TYPE_F32
-CHUNK = 64  # positions whose logits are held at a time
 
 
 @dataclass(frozen=True)
@@ -110,34 +110,13 @@ def sequence_logits(
     Raises:
         RpamError: llama.cpp can't make the context (memory), or fails to decode.
     """
-    params = llama_cpp.llama_context_default_params()
-    params.n_ctx = -(-len(tokens) // 256) * 256
-    params.n_batch = params.n_ubatch = CHUNK
-    params.n_seq_max = 1
-    if exact:
-        params.type_k = params.type_v = _F32
-        params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    params.n_threads = params.n_threads_batch = engine.threads
-    context = llama_cpp.llama_init_from_model(engine.handle, params)
-    if context is None:
-        raise RpamError(f"{engine.path}: llama.cpp can't make a context of {params.n_ctx} tokens.")
-    batch = llama_cpp.llama_batch_init(CHUNK, 0, 1)
-    try:
-        for start in range(0, len(tokens), CHUNK):
-            part = tokens[start : start + CHUNK]
-            for row, token in enumerate(part):
-                batch.token[row], batch.pos[row] = token, start + row
-                batch.n_seq_id[row], batch.seq_id[row][0] = 1, 0
-                batch.logits[row] = start + row >= first
-            batch.n_tokens = len(part)
-            if (status := llama_cpp.llama_decode(context, batch)) != 0:
-                raise RpamError(f"{engine.path}: llama.cpp failed to decode (status {status}).")
-            wanted = start + len(part) - max(first, start)
-            if wanted > 0:
-                values = llama_cpp.llama_get_logits(context)
+    settings = (
+        {"type_k": _F32, "type_v": _F32, "flash_attn_type": llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED} if exact else {}
+    )
+    with open_reader(engine, len(tokens), **settings) as reader:
+        for wanted in reader.read(tokens, first):
+            if wanted:
+                values = llama_cpp.llama_get_logits(reader.context)
                 size = wanted * engine.vocabulary_size
                 found = np.ctypeslib.as_array(ctypes.cast(values, ctypes.POINTER(ctypes.c_float)), (size,))
                 yield found.reshape(wanted, engine.vocabulary_size)
-    finally:
-        llama_cpp.llama_batch_free(batch)
-        llama_cpp.llama_free(context)

@@ -21,7 +21,6 @@ Singles = NDArray[np.float32]
 Prompts = Sequence[tuple[int, ...]]
 # Prompts to float32 [prompts, hidden].
 States = Callable[[Prompts], Singles]
-_CHUNK = 64  # embeddings make llama.cpp compute the logits of every token it reads: few at a time
 
 
 def last_hidden_states(engine: LlamaCppEngine, prompts: Prompts) -> Singles:
@@ -41,36 +40,15 @@ def last_hidden_states(engine: LlamaCppEngine, prompts: Prompts) -> Singles:
     """
     import llama_cpp
 
+    from quant.engines.passes import open_reader
+
     _require_tokens(prompts, str(engine.path))
-    params = llama_cpp.llama_context_default_params()
-    params.n_ctx = -(-max(len(p) for p in prompts) // 256) * 256
-    params.n_batch = params.n_ubatch = _CHUNK
-    params.n_seq_max = 1
-    params.embeddings = True
-    params.pooling_type = llama_cpp.LLAMA_POOLING_TYPE_NONE
-    params.n_threads = params.n_threads_batch = engine.threads
-    context = llama_cpp.llama_init_from_model(engine.handle, params)
-    if context is None:
-        raise RpamError(f"{engine.path}: llama.cpp can't make a context of {params.n_ctx} tokens; shorten the prompts.")
-    batch = llama_cpp.llama_batch_init(_CHUNK, 0, 1)
     states = np.empty((len(prompts), llama_cpp.llama_model_n_embd(engine.handle)), np.float32)
-    try:
+    settings = {"embeddings": True, "pooling_type": llama_cpp.LLAMA_POOLING_TYPE_NONE}
+    with open_reader(engine, max(len(p) for p in prompts), **settings) as reader:
         for state, prompt in zip(states, prompts, strict=True):
-            llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
-            for start in range(0, len(prompt), _CHUNK):
-                part = prompt[start : start + _CHUNK]
-                for row, token in enumerate(part):
-                    batch.token[row], batch.pos[row] = token, start + row
-                    batch.n_seq_id[row], batch.seq_id[row][0] = 1, 0
-                    batch.logits[row] = True
-                batch.n_tokens = len(part)
-                if (status := llama_cpp.llama_decode(context, batch)) != 0:
-                    raise RpamError(f"{engine.path}: llama.cpp failed to decode a prompt (status {status}).")
-            values = llama_cpp.llama_get_embeddings_ith(context, len(part) - 1)
-            state[:] = np.ctypeslib.as_array(values, state.shape)
-    finally:
-        llama_cpp.llama_batch_free(batch)
-        llama_cpp.llama_free(context)
+            *_, last = reader.read(prompt)
+            state[:] = np.ctypeslib.as_array(llama_cpp.llama_get_embeddings_ith(reader.context, last - 1), state.shape)
     return states
 
 

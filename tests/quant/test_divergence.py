@@ -18,7 +18,8 @@ from export.gguf.write import write_gguf
 from quant import llama_compat
 from quant.divergence import compare, compare_rows, divergence, log_perplexity_ratio, perplexity, summarize
 from quant.engines.llama_cpp import LlamaCppEngine
-from quant.logits import CHUNK, LogitsModel, folder_model, open_model
+from quant.engines.passes import CHUNK
+from quant.logits import LogitsModel, folder_model, open_model
 from rpam_lite.checkpoint.source import CheckpointSource
 from rpam_lite.errors import RpamError
 from tests.conftest import ROOT, make_checkpoint
