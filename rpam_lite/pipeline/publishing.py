@@ -17,14 +17,16 @@ from rpam_lite.checkpoint.hub import readable_name
 from rpam_lite.checkpoint.publish import Repository, check_name, check_token, licence_on_hub, upload
 from rpam_lite.errors import RpamError
 from rpam_lite.pipeline.artefacts import exported_gguf, imatrix_file, merged_folder, quantized_gguf
+from rpam_lite.pipeline.manifest import is_done
 from rpam_lite.pipeline.ollama import modelfile_of
 from rpam_lite.pipeline.ollama import settings as ollama_settings
+from rpam_lite.pipeline.reporting import CARD
 from rpam_lite.pipeline.stage import Run
-from rpam_lite.pipeline.trip import require_files
+from rpam_lite.pipeline.trip import STAGES, require_files
 from rpam_lite.pipeline.using import use_on_hub
 from rpam_lite.report.data import Licence, Parent
 from rpam_lite.report.licences import UNKNOWN, merged_licence, read_licence, what_follows
-from rpam_lite.report.published import gguf_card, merge_card
+from rpam_lite.report.published import gguf_card, measured_gguf_card, merge_card
 
 PARTS = {"merged": "merge", "gguf": "quantize", "report": "report"}
 _REPORT_FILES = ("fit/coefficients.json", "eval/evaluation.json", "divergence/divergence.json", "merge/verify.json")
@@ -86,16 +88,15 @@ def repositories_of(run: Run, to: str, parts: Sequence[str], licence: Licence) -
     if "report" in parts:
         folder = run.of("report")
         # use.md names places on this machine; the card has its commands.
-        names = [file.name for file in folder.iterdir() if file.name not in ("manifest.json", "use.md", "README.md")]
+        names = [file.name for file in folder.iterdir() if file.name not in ("manifest.json", "use.md")]
         files |= {f"report/{name}": folder / name for name in sorted(names)}
         there = [run.folder / name for name in _REPORT_FILES if (run.folder / name).is_file()]
         files |= {f"report/{file.name}": file for file in there}
     if "merged" in parts:
         merged = merged_folder(run)
-        files |= {file.name: file for file in sorted(merged.iterdir()) if file.is_file() and file.name != "README.md"}
-        own = run.of("report") / "README.md"  # a card that tells what was measured, where the report wrote one
-        card = own if "report" in parts and own.is_file() else merged / "README.md"
-        texts["README.md"] = merge_card(card.read_text(encoding="utf-8"), use, licence, "report" in parts)
+        files |= {file.name: file for file in sorted(merged.iterdir()) if file.is_file() and file.name != CARD}
+        card = (merged / CARD).read_text(encoding="utf-8")
+        texts[CARD] = merge_card(card, use, licence, "report" in parts)
     if files:
         repositories.append(Repository(to, files, texts))
     if "gguf" in parts:
@@ -119,7 +120,12 @@ def _gguf_repository(run: Run, to: str, licence: Licence) -> Repository:
     if settings.system:
         texts["system"] = settings.system
     sizes = {file.name: file.stat().st_size for file in models}
-    texts["README.md"] = gguf_card(use_on_hub(run, to, f"{to}-GGUF"), sizes, losses, licence)
+    use, own = use_on_hub(run, to, f"{to}-GGUF"), run.of("quantize") / CARD
+    texts[CARD] = (
+        measured_gguf_card(own.read_text(encoding="utf-8"), use)
+        if own.is_file() and is_done(STAGES["report"], STAGES, run)
+        else gguf_card(use, sizes, losses, licence)
+    )
     return Repository(f"{to}-GGUF", files, texts)
 
 

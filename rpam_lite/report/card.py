@@ -47,11 +47,11 @@ def gguf_card(report: Report) -> str:
     parts = [
         front_matter(origin, ["gguf", "llama.cpp", "merge", "reasoning", "rpam_lite"], None),
         f"# {origin.name}, GGUF\n\n{_summary(origin)} Quantized for llama.cpp, {imatrix}.",
-        _usage(report, ("llama.cpp", "Ollama")),
         _measured(report),
         _made_from(origin),
         _licence(origin),
         _method(origin),
+        _usage(report, ("llama.cpp", "Ollama")),  # last, as above
     ]
     return "\n\n".join(part.strip() for part in parts if part) + "\n"
 

@@ -14,6 +14,7 @@ from rpam_lite.report.commands import Use, as_markdown
 from rpam_lite.report.data import Licence
 from rpam_lite.report.licences import as_front_matter
 
+_PROGRAMS = ("llama.cpp", "Ollama")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -41,8 +42,22 @@ def merge_card(card: str, use: Use, licence: Licence, report: bool) -> str:
     return _card(front, f"{body.rstrip()}\n{shown}\n## Use it\n\n{as_markdown(use, 3)}")
 
 
+def measured_gguf_card(card: str, use: Use) -> str:
+    """The card of the folder of GGUF files, which tells what was measured, for the hub.
+
+    Args:
+        card: Text of its README.md, front matter first.
+        use: Of the merge on the hub.
+    """
+    front, body = _parts(card)
+    body = body.partition(f"\n{USE}\n")[0]
+    front |= {"base_model": use.checkpoint, "base_model_relation": "quantized", "library_name": "gguf"}
+    source = f"GGUF files of [{use.checkpoint}](https://huggingface.co/{use.checkpoint})."
+    return _card(front, f"{body.rstrip()}\n\n## Use it\n\n{source}\n\n{as_markdown(use, 3, _PROGRAMS)}")
+
+
 def gguf_card(use: Use, sizes: Mapping[str, int], losses: Mapping[str, float], licence: Licence) -> str:
-    """The card of the repository of GGUF files.
+    """The card of the repository of GGUF files, where the report stage wrote none.
 
     Args:
         use: Of the merge on the hub.
@@ -59,7 +74,7 @@ def gguf_card(use: Use, sizes: Mapping[str, int], losses: Mapping[str, float], l
     ]
     table = "\n".join(["| file | size | mean KL divergence, nats a token |", "|---|---:|---:|", *rows])
     head = f"# {use.name}, quantized\n\nGGUF files of [{use.checkpoint}](https://huggingface.co/{use.checkpoint}).\n\n"
-    return _card(front, f"{head}{table}\n\n{as_markdown(use, 2, ('llama.cpp', 'Ollama'))}")
+    return _card(front, f"{head}{table}\n\n{as_markdown(use, 2, _PROGRAMS)}")
 
 
 def _parts(card: str) -> tuple[dict[str, Any], str]:

@@ -271,6 +271,20 @@ def test_everything_goes_where_it_belongs(run: Run, hub: Hub) -> None:
     assert said[-1] == f"there now: {hub.url}/ada/tiny-GGUF"
 
 
+def test_the_card_of_the_files_tells_what_was_measured(run: Run, hub: Hub) -> None:
+    local = (
+        CARD.replace("- merge", "- gguf") + "\n## What was measured\n\n98 % right.\n\n## Use\n\nrpam chat runs/tiny\n"
+    )
+    (run.of("quantize") / "README.md").write_text(local)
+    do(run, parts=("gguf",))
+    card = hub.repositories["ada/tiny-GGUF"]["README.md"]
+    assert front(card)["base_model"] == "ada/tiny"
+    assert front(card)["tags"] == ["gguf"]
+    assert b"98 % right." in card
+    assert b"ada/tiny-GGUF:Q4_K_M" in card
+    assert b"runs/tiny" not in card
+
+
 def test_only_what_is_wanted_goes(run: Run, hub: Hub) -> None:
     do(run, "lab/tiny", ("gguf",), private=True)
     assert set(hub.repositories) == {"lab/tiny-GGUF"}
