@@ -8,7 +8,7 @@ from __future__ import annotations
 import yaml
 
 from rpam_lite.checkpoint.files import size_text
-from rpam_lite.report.commands import commands
+from rpam_lite.report.commands import as_markdown
 from rpam_lite.report.data import Origin, Report
 from rpam_lite.report.licences import as_front_matter, merged_licence, what_follows
 from rpam_lite.report.markdown import closing_table, percent, quantization_section, verdict
@@ -110,10 +110,7 @@ def _usage(report: Report, programs: tuple[str, ...]) -> str:
     """How these programs run it."""
     if report.use is None:
         return ""
-    told = [c for c in commands(report.use) if c.program in programs]
-    return f"{USE}\n\n" + "\n\n".join(
-        f"{c.program}:\n\n```{c.language}\n{c.code.strip()}\n```" + (f"\n\n{c.note}" if c.note else "") for c in told
-    )
+    return f"{USE}\n\n{as_markdown(report.use, 3, programs)}"
 
 
 def _made_from(origin: Origin) -> str:
