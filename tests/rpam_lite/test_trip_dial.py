@@ -91,6 +91,7 @@ def test_a_family_chosen_by_the_parents_answers(trip: Path, tmp_path: Path) -> N
     kept = next((folder / "fits").iterdir())
     assert f"lambda is fitted already (remove runs/tiny/fits/{kept.name} to fit it again)" in again
     assert "budget 70 % is taken (the only one)" in again
+    assert 'write `dial: {"budgets": [0.7], "questions": 0}` into the recipe, and `rpam run` it' in again
     assert "fitting all lambdas" not in again
     quick = contents(folder / "fit")
     # A damaged file is made again, and so is all.
