@@ -10,7 +10,7 @@ from typing import Any
 
 from rpam_lite.checkpoint.files import is_adapter, read_json, write_text
 from rpam_lite.checkpoint.hub import is_hub_id, local_or_hub
-from rpam_lite.checkpoint.vocabulary import chat_template
+from rpam_lite.checkpoint.vocabulary import chat_template, opens_think_block
 from rpam_lite.errors import RpamError
 from rpam_lite.pipeline.recipes import as_scalar
 from rpam_lite.recipe import Recipe, load_recipe
@@ -110,6 +110,10 @@ def _lines(file: Path, wishes: Wishes, configs: dict[str, dict[str, Any] | None]
     yield from _asked(wishes.questions, folder, _CALIBRATION)
     yield from limit
     yield ""
+    if _opens_think(Path(wishes.long).expanduser()):
+        yield "merge:"
+        yield "  think_prefill: drop # a think block that the prompt opens would leave nothing to decide"
+        yield ""
     yield "dial: # merges for these shares of Long's tokens, of which the most accurate within 0.8 is taken"
     yield "  budgets: [0.9, 0.8, 0.7, 0.5]"
     yield "  max_tokens_share: 0.8"
@@ -128,9 +132,25 @@ def _asked(given: str, folder: Path, size: int) -> Iterator[str]:
         yield f"  questions: {{{as_scalar(given)}: {size}}} # so many of a data set; `all`, other sets, or a file"
         return
     yield f"  questions: {as_scalar(_placed(given, folder))}"
-    file = Path(given).expanduser()
-    if not (file.is_file() and "\\boxed" in file.read_text(encoding="utf-8", errors="replace")):
+    if not _ask_for_a_box(Path(given).expanduser()):
         yield f"  instruction: {as_scalar(MATH_INSTRUCTION)} # without a box an answer is wrong"
+
+
+def _ask_for_a_box(file: Path) -> bool:
+    from quant.tasks.questions import read_rows
+
+    try:
+        return file.is_file() and any("\\boxed" in str(row.get("question", "")) for _, row in read_rows(file))
+    except RpamError:  # `rpam check` says what is wrong with it
+        return False
+
+
+def _opens_think(long: Path) -> bool:
+    """Whether the Long parent's template opens the think block; so is assumed where it can't be read yet."""
+    if not long.is_dir() or is_adapter(long):
+        return True
+    template = chat_template(long)
+    return template is not None and opens_think_block(template, long)
 
 
 def _most_tokens(configs: dict[str, dict[str, Any] | None]) -> int | None:

@@ -122,7 +122,7 @@ def _gguf_repository(run: Run, to: str, licence: Licence) -> Repository:
     sizes = {file.name: file.stat().st_size for file in models}
     use, own = use_on_hub(run, to, f"{to}-GGUF"), run.of("quantize") / CARD
     texts[CARD] = (
-        measured_gguf_card(own.read_text(encoding="utf-8"), use)
+        measured_gguf_card(own.read_text(encoding="utf-8"), use, licence)
         if own.is_file() and is_done(STAGES["report"], STAGES, run)
         else gguf_card(use, sizes, losses, licence)
     )

@@ -165,7 +165,7 @@ _ORDER = (
         lambda r: r.model_dump(mode="json", exclude={"parents": True, "label": {"questions"}, "eval": {"questions"}}),
         lambda r: [],
         reporting.run_report,
-        version=2,
+        version=3,
         completes=reporting.completed_files,
     ),
 )

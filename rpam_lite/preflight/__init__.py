@@ -53,8 +53,9 @@ def check(recipe: Recipe, run_folder: Path) -> list[Finding]:
     findings += check_range(list(sources.values()), recipe.merge.dtype)
     donor = recipe.merge.donor
     if recipe.label.engine != "gguf" and not any(f.level == "ERROR" for f in findings):
-        pair = open_pair(parents.long, parents.short, parents.base, donor)
-        attempt(findings, "engine", partial(check_engine, recipe, pair))
+        pair = attempt(findings, "engine", partial(open_pair, parents.long, parents.short, parents.base, donor))
+        if pair is not None:
+            attempt(findings, "engine", partial(check_engine, recipe, pair))
     if donor in configs and not any(f.level == "ERROR" for f in findings):
         findings += check_disk(sources[donor], configs[donor], recipe, run_folder)
         if _is_streamed(recipe):

@@ -82,8 +82,8 @@ def check_template(
             if attempt(findings, "template", partial(without_prefill, template, donor)) is not None:
                 yield Finding("INFO", "think-prefill", message, effect, "merge.think_prefill")
         elif decides:
-            effect = "starts every answer inside that block, so that a decision row has nothing to choose; set `drop`"
-            yield Finding("WARNING", "think-prefill", message, effect, "merge.think_prefill")
+            effect = "starts every answer inside it, and a row has nothing to choose; `drop` leaves it to the model"
+            yield Finding("ERROR", "think-prefill", message, effect, "merge.think_prefill")
         elif other is None or _opens(other):
             effect = "starts every answer inside that block; a short answer is one that closes it at once"
             yield Finding("INFO", "think-prefill", message, effect, "merge.think_prefill")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -53,12 +54,19 @@ def front_matter(readme: Path) -> dict[str, object]:
 
 def merged_licence(parents: Sequence[Parent]) -> Licence:
     """What the merge's front matter says: the parents' licence if they agree, `other` if not, unknown if one is."""
-    found = {(p.licence.id, p.licence.name, p.licence.link): p.licence for p in _both(parents)}
-    if any(licence.id == UNKNOWN for licence in found.values()):
+    found = [p.licence for p in _both(parents)]
+    if any(_is_unknown(licence) for licence in found):
         return Licence(UNKNOWN)
-    if len(found) == 1:
-        return next(iter(found.values()))
-    return Licence("other", "-and-".join(re.sub(r"[^a-z0-9.]+", "-", li.title.lower()) for li in found.values()))
+    if len({licence.title for licence in found}) == 1:
+        links = {licence.link for licence in found}
+        return replace(found[0], link=found[0].link if len(links) == 1 else "")
+    names = dict.fromkeys(re.sub(r"[^a-z0-9.]+", "-", licence.title.lower()) for licence in found)
+    return Licence("other", "-and-".join(names))
+
+
+def _is_unknown(licence: Licence) -> bool:
+    """Also `other` without a name: two of them may be two licences."""
+    return licence.id == UNKNOWN or (licence.id == "other" and not licence.name)
 
 
 def as_front_matter(licence: Licence) -> dict[str, str]:
@@ -75,7 +83,7 @@ def what_follows(parents: Sequence[Parent]) -> list[str]:
     """Sentences on what the parents' licences mean for whoever uses the merge or passes it on."""
     both = _both(parents)
     told = [f"{p.role.capitalize()}'s is {p.licence.title} ({p.licence.found})" for p in both if p.licence.found]
-    unknown = [p.role.capitalize() for p in both if p.licence.id == UNKNOWN]
+    unknown = [p.role.capitalize() for p in both if _is_unknown(p.licence)]
     sentences = [f"{'; '.join(told)}."] if told else []
     if unknown:
         sentences.append(

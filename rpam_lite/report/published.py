@@ -42,15 +42,18 @@ def merge_card(card: str, use: Use, licence: Licence, report: bool) -> str:
     return _card(front, f"{body.rstrip()}\n{shown}\n## Use it\n\n{as_markdown(use, 3)}")
 
 
-def measured_gguf_card(card: str, use: Use) -> str:
+def measured_gguf_card(card: str, use: Use, licence: Licence) -> str:
     """The card of the folder of GGUF files, which tells what was measured, for the hub.
 
     Args:
         card: Text of its README.md, front matter first.
         use: Of the merge on the hub.
+        licence: Of the merge.
     """
     front, body = _parts(card)
     body = body.partition(f"\n{USE}\n")[0]
+    if "license" not in front:
+        front |= as_front_matter(licence)
     front |= {"base_model": use.checkpoint, "base_model_relation": "quantized", "library_name": "gguf"}
     source = f"GGUF files of [{use.checkpoint}](https://huggingface.co/{use.checkpoint})."
     return _card(front, f"{body.rstrip()}\n\n## Use it\n\n{source}\n\n{as_markdown(use, 3, _PROGRAMS)}")

@@ -100,6 +100,8 @@ APACHE, LLAMA = Licence("apache-2.0", found="README.md"), Licence("llama3.1", fo
         (APACHE, LLAMA, "other", "Built with Llama"),
         (APACHE, Licence("cc-by-nc-4.0", found="README.md"), "other", "no commercial use"),
         (APACHE, Licence("unknown"), "unknown", "Short: unknown"),
+        (APACHE, Licence("apache-2.0", link="https://x.org", found="README.md"), "apache-2.0", "the same licence"),
+        (Licence("other", found="the hub"), Licence("other", found="the hub"), "unknown", "Long and Short: unknown"),
         (Licence("other", "qwen-research", found="README.md"), APACHE, "other", "They differ"),
     ],
 )

@@ -98,4 +98,4 @@ def test_a_short_parent_that_knows_no_open_block_is_warned_of(pair: Path, edit_j
     (finding,) = check_template(long, short)
     assert finding.level == "INFO"
     (finding,) = check_template(long, short, decides=True)  # a row would have no first token to choose
-    assert (finding.level, "decision row" in finding.effect) == ("WARNING", True)
+    assert (finding.level, "a row has nothing to choose" in finding.effect) == ("ERROR", True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,21 @@ def test_init_writes_what_differs_from_the_defaults(here: Path) -> None:
     assert "is there already" in refusal("init", "recipes/mine.yaml", *options)
 
 
+def test_init_reads_whether_questions_ask_for_a_box_and_prompts_open_a_block(
+    here: Path, edit_json: Callable[..., None]
+) -> None:
+    (here / "train.jsonl").write_text('{"question": "1 + 1? Use \\\\boxed{}.", "answer": "2"}\n', encoding="utf-8")
+    (here / "test.jsonl").write_text(
+        '{"question": "2?", "answer": "2", "why": "\\\\boxed{2}"}\n', encoding="utf-8"
+    )
+    edit_json(here / "pair/long/tokenizer_config.json", chat_template="{{ messages[0].content }}<think>\n")
+    options = ("--long", "pair/long", "--short", "pair/short", "--questions", "train.jsonl", "--held-out", "test.jsonl")
+    assert rpam("init", "mine.yaml", *options).exit_code == 0
+    recipe = load_recipe(here / "mine.yaml")
+    assert (recipe.label.instruction, recipe.eval.instruction) == ("", MATH_INSTRUCTION)
+    assert recipe.merge.think_prefill == "drop"
+
+
 def test_init_asks_for_what_is_missing(here: Path) -> None:
     result = rpam("init", "mine.yaml", "--long", "org/long@v1", answer="pair/short\n\n\n")
     assert result.exit_code == 0, result.output
@@ -104,6 +120,7 @@ def test_init_asks_for_what_is_missing(here: Path) -> None:
     assert recipe.parents.short == here / "pair/short"
     assert recipe.label.questions == {"gsm8k-train": 300}
     assert recipe.eval.questions == {"gsm8k": 200}
+    assert recipe.merge.think_prefill == "drop"  # its template is not known yet
     assert "org/long@v1: is not read yet" in result.output
     later = rpam("init", "later.yaml", "--long", "a/b", "--short", "c/d", answer="train.jsonl\nlater.jsonl\n")
     assert f"{here / 'later.jsonl'}: `eval.questions` is not there yet" in later.output
