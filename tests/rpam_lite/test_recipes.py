@@ -101,9 +101,7 @@ def test_init_reads_whether_questions_ask_for_a_box_and_prompts_open_a_block(
     here: Path, edit_json: Callable[..., None]
 ) -> None:
     (here / "train.jsonl").write_text('{"question": "1 + 1? Use \\\\boxed{}.", "answer": "2"}\n', encoding="utf-8")
-    (here / "test.jsonl").write_text(
-        '{"question": "2?", "answer": "2", "why": "\\\\boxed{2}"}\n', encoding="utf-8"
-    )
+    (here / "test.jsonl").write_text('{"question": "2?", "answer": "2", "why": "\\\\boxed{2}"}\n', encoding="utf-8")
     edit_json(here / "pair/long/tokenizer_config.json", chat_template="{{ messages[0].content }}<think>\n")
     options = ("--long", "pair/long", "--short", "pair/short", "--questions", "train.jsonl", "--held-out", "test.jsonl")
     assert rpam("init", "mine.yaml", *options).exit_code == 0
