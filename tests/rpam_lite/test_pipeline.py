@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
 from rpam_lite.errors import RpamError
-from rpam_lite.pipeline.manifest import execute, is_done
+from rpam_lite.pipeline import stage as stage_module
+from rpam_lite.pipeline.manifest import execute, is_done, read_manifest
 from rpam_lite.pipeline.stage import Run, Stage, fingerprint
 from rpam_lite.pipeline.trip import STAGES
 from rpam_lite.recipe import load_recipe
@@ -149,3 +153,24 @@ def test_a_folder_of_that_name_that_is_not_ours_is_left_alone(tmp_path: Path) ->
     with pytest.raises(RpamError, match="in a folder that no run of ours made"):
         execute(stages["one"], stages, run)
     assert mine.read_text(encoding="utf-8") == "years"
+
+
+def test_a_large_file_made_again_with_the_same_bytes_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parents' GGUF files, after `rpam clean --ggufs`: what was built on them stays done."""
+    monkeypatch.setattr(stage_module, "_HASHED_SIZE", 0)
+    run, content = make_run(tmp_path), ["weights"]
+
+    def act(run: Run) -> None:
+        (run.of("check") / "long.gguf").write_text(content[0], encoding="utf-8")
+        os.utime(run.of("check") / "long.gguf", ns=(next(times), next(times)))
+
+    times = itertools.count(10**18, 10**9)
+    check = replace(STAGES["check"], action=act, refuses=lambda run: None)
+    made = []
+    for text in ("weights", "weights", "Weights"):
+        content[0] = text
+        execute(check, STAGES, run)
+        made.append((read_manifest("check", run) or {})["made"])
+    assert made[0] == made[1] != made[2]

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rpam_lite.checkpoint.source import CheckpointSource
+from rpam_lite.errors import RpamError
 from rpam_lite.fit import objective
 from rpam_lite.fit.elements import elements_file, load_elements
 from rpam_lite.fit.release import fit_release, loss_terms, padded_prompts, single_label_batches
@@ -155,3 +156,11 @@ def test_an_interrupted_fit_ends_the_same(near_pair: Path, tmp_path: Path) -> No
     for layer in range(3):
         files = [elements_file(tmp_path / run, layer).read_bytes() for run in ("whole", "cut")]
         assert files[0] == files[1]
+
+
+def test_a_damaged_file_of_elements_is_named(tmp_path: Path) -> None:
+    file = elements_file(tmp_path, 3)
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"half")
+    with pytest.raises(RpamError, match=r"layer-003.safetensors: is damaged .*delete it"):
+        load_elements(tmp_path, 3)

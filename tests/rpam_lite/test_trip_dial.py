@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from rpam_lite.fit import firmness
+from rpam_lite.fit.firmness import firm_row
 from tests.rpam_lite.command_line import rpam_here
 from tests.rpam_lite.tiny_trip import contents, fit_in_two_processes, rpam, write_recipe
 
@@ -65,7 +68,7 @@ def test_a_family_by_decision_rows(trip: Path, tmp_path: Path) -> None:
     assert (fit.parent / "capture/manifest.json").exists()  # and so is the capture
 
 
-def test_a_family_chosen_by_the_parents_answers(trip: Path, tmp_path: Path) -> None:
+def test_a_family_chosen_by_the_parents_answers(trip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(trip, tmp_path / "copy")
     write_recipe(tmp_path / "copy", dial={"budgets": [1, 0.5], "questions": 0, "max_tokens_share": 0.6})
     rpam(tmp_path / "copy", "capture", "tiny.yaml")
@@ -102,6 +105,11 @@ def test_a_family_chosen_by_the_parents_answers(trip: Path, tmp_path: Path) -> N
     assert "fitting all lambdas" in rpam(tmp_path / "copy", "fit", "tiny.yaml", "--budget", "0.5")
     rpam(tmp_path / "copy", "fit", "tiny.yaml", "--budget", "0.7")
     assert contents(folder / "fit") == quick
+    # A row that can't be quiet within answers is told of.
+    loud = lambda states, row: replace(firm_row(states, row), loudest=0.0)  # noqa: E731
+    monkeypatch.setattr(firmness, "firm_row", loud)
+    told = rpam(tmp_path / "copy", "fit", "tiny.yaml", "--budget", "0.7")
+    assert "WARNING: budget 70 %: within an answer the think token has a probability of up to 50 %" in told
     # Other questions to fit on are another fit.
     write_recipe(
         tmp_path / "copy", capture={"questions_per_class": 4}, dial={"budgets": [0.7], "questions": 0}, fit={"steps": 2}
