@@ -37,6 +37,10 @@ _LONGEST_ANSWER = 300
 _TAIL = 2000
 
 
+# Reasons of verdicts on texts that hold no answer to compare.
+UNANSWERED = {"truncated", "think block not closed", "no \\boxed{} answer", "no letter", "no match of the pattern"}
+
+
 @dataclass(frozen=True)
 class Verdict:
     """Right or wrong, why, and by which path the answer was found.

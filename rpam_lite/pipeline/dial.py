@@ -207,9 +207,9 @@ def _records(run: Run, rows: list[Row], asking: Asking) -> list[list[Record]]:
 
 def _asking(run: Run, questions: list[Question]) -> Asking:
     from quant.asking import make_requests
-    from rpam_lite.pipeline.labelling import label_grading
     from rpam_lite.pipeline.stages import donor_prompts
+    from rpam_lite.preflight.questions import grading_of
 
     prompts, think_open = donor_prompts(run, questions)
     requests = make_requests(questions, prompts, run.recipe.eval.max_tokens)
-    return Asking(questions, requests, think_open, label_grading(run, questions))
+    return Asking(questions, requests, think_open, grading_of(run.recipe.label, questions))

@@ -52,8 +52,7 @@ def run_eval(run: Run) -> None:
     from quant.measures import by_question
     from quant.records import RECORD_VERSION
     from quant.tasks.questions import read_task_file
-    from quant.tasks.task import Task
-    from rpam_lite.preflight.questions import task_file
+    from rpam_lite.preflight.questions import grading_of, task_file
 
     settings, folder = run.recipe.eval, run.of("eval")
     questions = read_task_file(task_file(run.recipe.eval))
@@ -61,9 +60,8 @@ def run_eval(run: Run) -> None:
     asked = json.dumps([RECORD_VERSION, settings.max_tokens])
     listed = rows(run)
     files = {row.name: folder / f"records-{row_key(row, asked)}.jsonl" for row in listed}
-    # Strict, as labels are: an answer without a box is wrong.
-    task = Task("eval", questions, settings.grader, settings.pattern, fallback=False)
-    asking = Asking(questions, make_requests(questions, prompts, settings.max_tokens), think_open, task.grading)
+    requests = make_requests(questions, prompts, settings.max_tokens)
+    asking = Asking(questions, requests, think_open, grading_of(settings, questions))
     if done := sum(not missing(file, asking.requests) for file in files.values()):
         run.say(f"{done} of {len(listed)} models are measured already")
     found = measure_rows(run, {files[row.name]: row for row in listed}, asking)

@@ -23,16 +23,7 @@ if TYPE_CHECKING:
     from export.gguf.write import GgufType
     from quant.engines import Engine
     from quant.tasks.questions import Question
-    from quant.tasks.task import Grading
     from rpam_lite.patterns.rule import Rule
-
-
-def label_grading(run: Run, questions: Sequence[Question]) -> Grading:
-    """How answers to calibration questions are graded: as the recipe says, `math` without a box wrong."""
-    from quant.tasks.task import Task
-
-    settings = run.recipe.label
-    return Task("label", list(questions), settings.grader, settings.pattern, fallback=False).grading
 
 
 def draw_samples(
@@ -42,6 +33,7 @@ def draw_samples(
     from quant.engines import Sampling
     from rpam_lite.patterns.adaptive import draw_in_rounds, drawn, forecast, is_settled
     from rpam_lite.patterns.samples import Sampler
+    from rpam_lite.preflight.questions import grading_of
 
     settings = run.recipe.label
     sampling = Sampling(settings.temperature, settings.top_p, settings.top_k, run.recipe.seed)
@@ -66,7 +58,7 @@ def draw_samples(
                     sampling,
                     settings.max_tokens,
                     sample_file(run, name),
-                    label_grading(run, questions),
+                    grading_of(settings, questions),
                     _encoder(run),
                     partial(begin, name),
                     think_open,
@@ -89,10 +81,13 @@ def draw_samples(
 
 
 def _verdicts(rows: Sequence[Mapping[str, Any]]) -> str:
-    """How many samples are right, and why most others are not."""
-    reasons = Counter(row["reason"] for row in rows if not row["correct"])
-    told = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(3))
-    return f"{len(rows) - reasons.total()} right" + (f", wrong: {told}" if told else "")
+    """How many samples are right, and how many hold no answer at all, and why."""
+    from quant.tasks.grader import UNANSWERED
+
+    wrong = [row["reason"] for row in rows if not row["correct"]]
+    unanswered = Counter(reason for reason in wrong if reason in UNANSWERED)
+    told = ", ".join(f"{count} {reason}" for reason, count in unanswered.most_common())
+    return f"{len(rows) - len(wrong)} right, {len(wrong)} wrong" + (f" ({told})" if told else "")
 
 
 def sample_file(run: Run, name: str) -> Path:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 from quant.tasks.grader import check_grader
-from quant.tasks.questions import TaskFile, read_task_file
+from quant.tasks.questions import Question, TaskFile, read_task_file
+from quant.tasks.task import Grading, Task
 from rpam_lite.preflight.findings import Finding, attempt
 from rpam_lite.preflight.overlap import NEAR, SHINGLE, Overlap, overlaps
 from rpam_lite.recipe import Asked, Recipe
@@ -16,6 +17,11 @@ def task_file(told: Asked) -> TaskFile:
     """The questions of `label` or `eval`, with the recipe's names of their fields and its grader."""
     names = told.fields.question, told.fields.answer, told.fields.level
     return TaskFile(told.file, *names, told.grader, told.pattern, told.instruction)
+
+
+def grading_of(told: Asked, questions: Sequence[Question]) -> Grading:
+    """How answers to the questions of `label` or `eval` are graded: strictly, `math` without a box is wrong."""
+    return Task("recipe", list(questions), told.grader, told.pattern, fallback=False).grading
 
 
 def check_questions(recipe: Recipe) -> Iterator[Finding]:
