@@ -19,7 +19,7 @@ from pathlib import Path
 import llama_cpp
 import torch
 
-from bench.merge import make_checkpoint
+from bench.random_models import make_checkpoint
 from bench.tiny import PAIR, written_questions
 from export.gguf.write import write_gguf
 from quant.engines import Request, Sampling

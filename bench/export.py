@@ -16,7 +16,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench.merge import make_checkpoint, timed
+from bench.merge import timed
+from bench.random_models import make_checkpoint
 from bench.tiny import PAIR
 
 OURS = """

@@ -22,17 +22,15 @@ from typing import Any
 
 import torch
 
-from bench.pair import make_pair, random_questions
+from bench.problem import EVERY_TERM, TOP_K, capture_questions, captured_problem
+from bench.random_models import make_pair, random_questions
 from rpam_lite.checkpoint.source import CheckpointSource
-from rpam_lite.fit.batches import load_batches, micro_batches, question_shares
 from rpam_lite.fit.gradient import joint_gradient, layer_terms
-from rpam_lite.fit.grouping import grouping
-from rpam_lite.fit.problem import Problem, Stores, weighted_terms
+from rpam_lite.fit.problem import LAYER_TERMS, TERMS, Problem, Stores, weighted_terms
 from rpam_lite.fit.setup import open_stores, work_size
 from rpam_lite.platform import resident_memory
 from rpam_lite.recipe import Fit
 from rpam_lite.streaming.activations import load_questions
-from rpam_lite.streaming.capture import capture
 from rpam_lite.streaming.ends import Ends
 from rpam_lite.streaming.machine import peak_memory
 from rpam_lite.streaming.plan import Way, model_size, plan_for
@@ -51,15 +49,10 @@ def open_problem(folder: Path, way: Way) -> tuple[Problem, Stores]:
     questions = load_questions(folder / "capture")
     long, short = CheckpointSource(folder / "long"), CheckpointSource(folder / "short")
     skeleton = Skeleton(folder / "short")
-    settings = Fit(alignment_weight=0.1, contrastive_weight=0.05, kl_form="mean")
-    chosen = list(range(len(questions)))
-    batches = load_batches(
-        folder / "capture", questions, chosen, way.micro_tokens, question_shares(questions, 1.0), settings
-    )
     source = WeightSource(long, short, skeleton, way.codec, way.residency, scratch=folder / "scratch")
     ends = Ends(long, short, skeleton, questions.token_ids, way.chunk_rows, way.keep_head)
-    groups = grouping(skeleton.tensors(), "layer")
-    problem = Problem(skeleton, source, ends, groups, questions, batches, folder / "capture", settings, way.dtype)
+    settings = Fit.model_validate(EVERY_TERM)
+    problem = captured_problem(source, ends, questions, way.micro_tokens, folder / "capture", settings, way.dtype)
     return problem, open_stores(problem, way.store, folder / "stores")
 
 
@@ -86,6 +79,7 @@ def naive_step(folder: Path) -> Callable[[], torch.Tensor]:
     layers = len(model.model.layers)
     targets = [LayerTargets(problem.captured, problem.questions, i) for i in range(layers)]
     values = torch.full((len(problem.grouping),), 0.5, requires_grad=True)
+    weights = weighted_terms(problem)
     outputs: list[torch.Tensor] = []
     for layer in model.model.layers:
         layer.register_forward_hook(lambda module, args, output: outputs.append(output))
@@ -101,7 +95,7 @@ def naive_step(folder: Path) -> Callable[[], torch.Tensor]:
             logits = torch.func.functional_call(
                 model, merged, kwargs={"input_ids": batch.ids, "use_cache": False}
             ).logits[batch.target_rows, batch.target_columns]
-            terms = torch.zeros(2)
+            terms = torch.zeros(LAYER_TERMS)
             for i, states in enumerate(outputs):
                 selected, other = targets[i].of(batch, torch.device("cpu"), torch.float32)
                 kept = states.gather(1, batch.positions.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
@@ -109,8 +103,8 @@ def naive_step(folder: Path) -> Callable[[], torch.Tensor]:
             logprobs = logits.log_softmax(-1).gather(-1, batch.targets.ids)
             kl = objective.kl_to_targets(logprobs, batch.targets.logprobs, batch.targets.tail)
             by_question = objective.sum_by_question(batch.target_weights * kl, batch.target_rows, len(batch.shares))
-            parts = torch.cat([terms / layers, (batch.shares * by_question).sum().view(1)])
-            loss = (weighted_terms(problem) * parts).sum()
+            kl_loss = (batch.shares * by_question).sum()
+            loss = (weights[:LAYER_TERMS] * terms).sum() / layers + weights[TERMS.index("kl")] * kl_loss
             gradient += torch.autograd.grad(loss, values, retain_graph=True)[0]
         return gradient
 
@@ -132,22 +126,20 @@ def measure(folder: Path, name: str, steps: int) -> dict[str, Any]:
     return {"peak": used, "seconds": statistics.median(seconds), "gradient": gradient.tolist()}
 
 
-def prepare(folder: Path, shape: str, per_class: int, tokens: int) -> None:
-    """Make the pair and capture it."""
-    make_pair(folder, shape)
+def capture_pair(folder: Path, per_class: int, tokens: int) -> None:
+    """Capture the pair in this folder on random questions."""
     long, short = CheckpointSource(folder / "long"), CheckpointSource(folder / "short")
     skeleton = Skeleton(folder / "short")
     questions = random_questions(skeleton.config.vocab_size, per_class, tokens)
     source = WeightSource(long, short, skeleton)
     ends = Ends(long, short, skeleton, questions.token_ids, 16384)
-    batches = micro_batches([len(t) for t in questions.token_ids], MICRO_TOKENS)
-    capture(source, ends, questions, batches, 64, folder / "capture")
+    capture_questions(source, ends, questions, MICRO_TOKENS, folder / "capture")
 
 
 def planned(folder: Path, way: Way) -> int:
     """The plan's peak for this way."""
     skeleton = Skeleton(folder / "short")
-    work = work_size(load_questions(folder / "capture"), 64)
+    work = work_size(load_questions(folder / "capture"), TOP_K)
     return plan_for(way, model_size(skeleton), work, on_cpu=True).total("host")
 
 
@@ -165,7 +157,8 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        prepare(folder, args.shape, args.per_class, args.tokens)
+        make_pair(folder, args.shape)
+        capture_pair(folder, args.per_class, args.tokens)
         found = {}
         for way in ("naive", *WAYS):
             command = [sys.executable, "-m", "bench.fit", "--folder", str(folder), "--way", way]

@@ -16,26 +16,23 @@ import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench.pair import random_questions
+from bench.problem import EVERY_TERM, capture_questions, captured_problem, memory_stores
+from bench.random_models import random_questions
 from rpam_lite.checkpoint.files import size_text
 from rpam_lite.device import choose_device
-from rpam_lite.fit.batches import load_batches, micro_batches, question_shares
 from rpam_lite.fit.gradient import joint_gradient
-from rpam_lite.fit.grouping import grouping
-from rpam_lite.fit.problem import Problem, Stores
 from rpam_lite.recipe import Fit
-from rpam_lite.streaming.capture import capture
 from rpam_lite.streaming.ends import Ends
 from rpam_lite.streaming.machine import peak_memory
 from rpam_lite.streaming.shapes import config_of_shape
 from rpam_lite.streaming.skeleton import Skeleton
-from rpam_lite.streaming.store import MemoryStore
 from rpam_lite.streaming.weights import LayerPairs, WeightSource
 
 BLOCK = 1 << 24
@@ -124,22 +121,17 @@ def measure(args: argparse.Namespace, codec: Any, residency: Any, folder: Path) 
     with peak_memory(device) as peak:
         source = WeightSource(long, short, skeleton, codec, residency, device, folder)
         ends = Ends(long, short, skeleton, questions.token_ids, chunk_rows=16384, keep_head=True)
-        groups = micro_batches([len(t) for t in questions.token_ids], MICRO_TOKENS)
         if not (folder / "targets.safetensors").exists():
-            capture(source, ends, questions, groups, 64, folder, dtype)
-        settings = Fit(alignment_weight=0.1, contrastive_weight=0.05, kl_form="mean")
-        shares = question_shares(questions, 1.0)
-        chosen = list(range(len(questions)))
-        batches = load_batches(folder, questions, chosen, MICRO_TOKENS, shares, settings)
-        coefficients = grouping(skeleton.tensors(), "layer")
-        problem = Problem(skeleton, source, ends, coefficients, questions, batches, folder, settings, dtype)
-        stores = Stores(*(MemoryStore(torch.device("cpu"), device) for _ in range(3)))
-        values = torch.full((len(coefficients),), 0.5, device=device)
+            capture_questions(source, ends, questions, MICRO_TOKENS, folder, dtype)
+        settings = Fit.model_validate(EVERY_TERM)
+        problem = captured_problem(source, ends, questions, MICRO_TOKENS, folder, settings, dtype)
+        stores = memory_stores(device)
+        values = torch.full((len(problem.grouping),), 0.5, device=device)
         step = timed(lambda: joint_gradient(problem, values, stores, lambda v: v), device, args.steps)
         used = peak()
     order = [*range(skeleton.layers), *range(skeleton.layers - 1, -1, -1)]
     copy = timed(lambda: [None for _ in source.sweep(order)], device, args.steps)
-    standing = Problem(skeleton, Standing(source), ends, coefficients, questions, batches, folder, settings, dtype)  # type: ignore[arg-type]
+    standing = replace(problem, source=Standing(source))  # type: ignore[arg-type]
     compute = timed(lambda: joint_gradient(standing, values, stores, lambda v: v), device, args.steps)
     hidden = max(0.0, min(1.0, (copy + compute - step) / copy)) if residency != "device" else 1.0
     cells = [codec, residency, size_text(used), *(f"{v:.1f}" for v in (step, compute, copy)), f"{100 * hidden:.0f} %"]

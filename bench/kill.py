@@ -18,7 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench.merge import OURS, make_checkpoint
+from bench.merge import OURS
+from bench.random_models import make_checkpoint
 from rpam_lite.checkpoint.stream import JOURNAL
 from rpam_lite.platform import sync_disks
 

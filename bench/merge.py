@@ -11,60 +11,16 @@ own, is left out without --mergekit.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-import zlib
 from pathlib import Path
 
-import torch
-
-from rpam_lite.checkpoint.layout import weight_index
-from rpam_lite.checkpoint.source import INDEX
-from rpam_lite.checkpoint.stream import JOURNAL, write_weights
+from bench.random_models import make_checkpoint
 from rpam_lite.platform import peak_memory, sync_disks
-from rpam_lite.streaming.shapes import config_of_shape
-from rpam_lite.streaming.skeleton import Skeleton
-
-KINDS = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
-
-
-class RandomSource:
-    """Random weights of a shape, computed when asked for."""
-
-    def __init__(self, shapes: dict[str, tuple[int, ...]], seed: int) -> None:
-        self._shapes, self._seed = shapes, seed
-
-    def names(self) -> list[str]:
-        return sorted(self._shapes)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._shapes[name]
-
-    def get(self, name: str) -> torch.Tensor:
-        return self.rows(name, 0, self._shapes[name][0])
-
-    def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(zlib.crc32(f"{self._seed}/{name}/{start}".encode()))
-        return (0.02 * torch.randn(stop - start, *self._shapes[name][1:], generator=generator)).bfloat16()
-
-
-def make_checkpoint(folder: Path, shape: str, seed: int) -> None:
-    """Two shards of random bf16 weights, and a config."""
-    config = config_of_shape(shape)
-    source = RandomSource(Skeleton(config).tensors(), seed)
-    shapes = {name: source.shape(name) for name in source.names()}
-    size = 2 * sum(torch.Size(s).numel() for s in shapes.values())
-    shards = write_weights(source, folder, torch.bfloat16, int(0.55 * size), str(seed))
-    (folder / JOURNAL).unlink()
-    (folder / INDEX).write_text(json.dumps(weight_index(shards, shapes, torch.bfloat16)), encoding="utf-8")
-    told = {**config.to_dict(), "architectures": [KINDS[config.model_type]], "torch_dtype": "bfloat16"}
-    (folder / "config.json").write_text(json.dumps(told), encoding="utf-8")
-
 
 # What the child does: the merge at lambda 0.5 in bf16, with nothing imported that it does not need.
 OURS = """

@@ -16,23 +16,20 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
+from bench.problem import EVERY_TERM, capture_questions, captured_problem, memory_stores
 from recipes.tiny.arithmetic import long_response, short_response
 from recipes.tiny.questions import draw_questions
 from recipes.tiny.splits import Split
 from recipes.tiny.tokenizer import TURN_END, TURN_START
 from rpam_lite.checkpoint.source import CheckpointSource
-from rpam_lite.fit.batches import load_batches, micro_batches, question_shares
-from rpam_lite.fit.grouping import grouping
 from rpam_lite.fit.joint import Fitted, fit_jointly
 from rpam_lite.fit.problem import Problem, Stores
 from rpam_lite.fit.sequential import ITERATIONS, fit_sequentially
 from rpam_lite.recipe import Fit
 from rpam_lite.streaming.activations import CalibrationSet
-from rpam_lite.streaming.capture import capture
 from rpam_lite.streaming.codec import CODECS, CodecName
 from rpam_lite.streaming.ends import Ends
 from rpam_lite.streaming.skeleton import Skeleton
-from rpam_lite.streaming.store import MemoryStore
 from rpam_lite.streaming.weights import WeightSource
 
 PAIR = Path(__file__).parents[1] / "recipes" / "tiny"
@@ -64,13 +61,9 @@ def open_problem(questions: CalibrationSet, codec: CodecName, folder: Path, sett
     skeleton = Skeleton(PAIR / "short")
     source = WeightSource(long, short, skeleton, codec, "host")
     ends = Ends(long, short, skeleton, questions.token_ids)
-    capture(source, ends, questions, micro_batches([len(t) for t in questions.token_ids], MICRO_TOKENS), 64, folder)
-    groups = grouping(skeleton.tensors(), settings.granularity)
-    shares = question_shares(questions, settings.long_weight)
-    batches = load_batches(folder, questions, list(range(len(questions))), MICRO_TOKENS, shares, settings)
-    problem = Problem(skeleton, source, ends, groups, questions, batches, folder, settings, torch.float32)
-    on_cpu = torch.device("cpu")
-    return problem, Stores(*(MemoryStore(on_cpu, on_cpu) for _ in range(3)))
+    capture_questions(source, ends, questions, MICRO_TOKENS, folder)
+    problem = captured_problem(source, ends, questions, MICRO_TOKENS, folder, settings)
+    return problem, memory_stores(skeleton.device)
 
 
 def fit(problem: Problem, stores: Stores, sequential: bool) -> Fitted:
@@ -94,14 +87,7 @@ def main() -> None:
     parser.add_argument("--per-level", type=int, default=4)
     args = parser.parse_args()
     random.seed(1)
-    terms = {
-        "alignment_weight": 0.1,
-        "contrastive_weight": 0.05,
-        "kl_form": "mean",
-        "optimizer": "adam",
-        "tolerance": 0.0,
-        "long_weight": 2.0,
-    }
+    terms = EVERY_TERM | {"optimizer": "adam", "tolerance": 0.0, "long_weight": 2.0}
     settings = Fit.model_validate(terms | {"steps": 40})
     patient = Fit.model_validate(terms | {"steps": 80})
     questions = written_questions(args.per_level)
