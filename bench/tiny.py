@@ -26,8 +26,9 @@ from rpam_lite.fit.joint import Fitted, fit_jointly
 from rpam_lite.fit.problem import Problem, Stores
 from rpam_lite.fit.sequential import ITERATIONS, fit_sequentially
 from rpam_lite.recipe import Fit
+from rpam_lite.recipe.fitting import CodecName
 from rpam_lite.streaming.activations import CalibrationSet
-from rpam_lite.streaming.codec import CODECS, CodecName
+from rpam_lite.streaming.codec import CODECS
 from rpam_lite.streaming.ends import Ends
 from rpam_lite.streaming.skeleton import Skeleton
 from rpam_lite.streaming.weights import WeightSource

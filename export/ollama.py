@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 
+from rpam_lite.checkpoint.think import THINK_CLOSE, names_block
 from rpam_lite.errors import RpamError
 
 REQUIRES = (0, 30, 0)
@@ -54,9 +55,8 @@ def stop_tokens(tokens: Sequence[str], end: str | None) -> tuple[str, ...]:
 
 def thinks(template: str) -> bool:
     """Whether Ollama would call a chat template one that thinks, by its own rule."""
-    tags = "<think>" in template and "</think>" in template
-    splits = "content.split('</think>')" in template and "reasoning_content" not in template
-    return tags or splits
+    splits = f"content.split('{THINK_CLOSE}')" in template and "reasoning_content" not in template
+    return names_block(template) or splits
 
 
 def modelfile(file: str, settings: ModelSettings) -> str:

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from quant.engines import Request, Sampling
-from quant.engines.chat import THINK_CLOSE, THINK_OPEN
 from quant.engines.llama_cpp import LlamaCppEngine
 from quant.records import think_block
+from rpam_lite.checkpoint.think import THINK_CLOSE, THINK_OPEN, ends_in_open_block
 from rpam_lite.errors import RpamError
 
 Part = Literal["think", "answer"]
@@ -158,7 +158,7 @@ class Conversation:
                 f"the context of {self.context} tokens is full: the conversation with this question has {len(prompt)}; "
                 "/new begins anew, --context makes it larger."
             )
-        opened = text.rstrip().endswith(THINK_OPEN)
+        opened = ends_in_open_block(text)
         splitter = Splitter(opened, show)
         pieces: list[bytes] = []
         times: list[float] = []

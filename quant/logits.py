@@ -17,7 +17,7 @@ import numpy as np
 
 from quant.engines.llama_cpp import LlamaCppEngine
 from quant.engines.passes import CHUNK, open_reader
-from rpam_lite.errors import RpamError
+from rpam_lite.errors import RpamError, one_line
 from rpam_lite.quiet import without_loading_bars
 
 _F32 = 0  # GGML_TYPE_F32
@@ -76,7 +76,7 @@ def folder_model(folder: Path, dtype: str = "float32", device: str = "cpu") -> L
         with without_loading_bars():
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).to(device).eval()
     except (OSError, ValueError) as error:
-        raise RpamError(f"{folder}: transformers can't load it ({str(error).splitlines()[0]}).") from None
+        raise RpamError(f"{folder}: transformers can't load it ({one_line(error)}).") from None
 
     def logits(tokens: Sequence[int], first: int) -> Iterator[np.ndarray]:
         cache = DynamicCache()

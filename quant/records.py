@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from quant.engines import Completion, Request
-from quant.tasks.grader import THINK_CLOSE, THINK_OPEN
 from quant.tasks.questions import Question
 from quant.tasks.task import IN_BOX, Grading
 from rpam_lite.checkpoint.files import read_rows, write_text
+from rpam_lite.checkpoint.think import THINK_CLOSE, THINK_OPEN
 from rpam_lite.errors import RpamError
 
 RECORD_VERSION = 4

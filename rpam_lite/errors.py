@@ -7,7 +7,11 @@ EXTRA_OF = {
     "torch": "merge",
     "transformers": "merge",
     "tokenizers": "merge",
+    "huggingface_hub": "merge",
+    "safetensors": "merge",
+    "scipy": "merge",
     "bitsandbytes": "nf4",
+    "accelerate": "nf4",
     "peft": "methods",
     "gguf": "gguf",
     "llama_cpp": "gguf",
@@ -16,7 +20,6 @@ EXTRA_OF = {
     "jinja2": "report",
     "datasets": "eval",
     "pandas": "eval",
-    "filelock": "eval",
     "httpx": "http",
     "sklearn": "siblings",
     "lm_eval": "lm-eval",
@@ -34,6 +37,11 @@ class RpamError(Exception):
     def __init__(self, message: str, code: str | None = None) -> None:
         super().__init__(message)
         self.code = code
+
+
+def one_line(error: BaseException, limit: int = 200) -> str:
+    """What another package's error says, on one line of at most so many characters; its kind where it says nothing."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__
 
 
 def missing_package(error: ModuleNotFoundError) -> RpamError | None:

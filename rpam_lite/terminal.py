@@ -26,7 +26,7 @@ from rich.progress import (
 from rich.text import Text
 
 from rpam_lite.error_codes import UNEXPECTED, code_of
-from rpam_lite.errors import RpamError, missing_package
+from rpam_lite.errors import RpamError, missing_package, one_line
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error
@@ -237,7 +237,7 @@ def _unexpected(error: Exception) -> str:
 
 
 def _reported(error: BaseException, kept: str) -> str:
-    return f"[{UNEXPECTED}] unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]} ({kept})."
+    return f"[{UNEXPECTED}] unexpected {type(error).__name__}: {one_line(error, 300)} ({kept})."
 
 
 def _fail(message: str, code: int) -> None:

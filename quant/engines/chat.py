@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from rpam_lite.checkpoint.files import read_json
+from rpam_lite.checkpoint.think import ends_in_open_block
 from rpam_lite.checkpoint.vocabulary import chat_template, read_tokenizer, tokens_by_id
-from rpam_lite.errors import RpamError
-
-THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
+from rpam_lite.errors import RpamError, one_line
 
 
 class ChatTokenizer:
@@ -35,7 +34,7 @@ class ChatTokenizer:
             # vocabulary (R1's Qwen distillates name Llama's). tokenizer.json is taken as it is.
             self._tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
         except Exception as error:  # tokenizers raises a bare Exception
-            raise RpamError(f"{folder}: transformers can't read its tokenizer ({_first_line(error)}).") from None
+            raise RpamError(f"{folder}: transformers can't read its tokenizer ({one_line(error)}).") from None
 
     @cached_property
     def has_template(self) -> bool:
@@ -57,13 +56,13 @@ class ChatTokenizer:
         try:
             ids = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
         except Exception as error:  # a template may do anything
-            raise RpamError(f"{self.folder}: its chat template fails ({_first_line(error)}); mend it.") from None
+            raise RpamError(f"{self.folder}: its chat template fails ({one_line(error)}); mend it.") from None
         return tuple(ids)
 
     @cached_property
     def opens_think(self) -> bool:
         """Whether the chat template ends in an open think block, so that answers only close it."""
-        return self._decode(self.prompt("")).rstrip().endswith(THINK_OPEN)
+        return ends_in_open_block(self._decode(self.prompt("")))
 
     def encode(self, text: str, add_special: bool = False) -> tuple[int, ...]:
         """Token ids of `text`, markers such as <think> parsed; with what the tokenizer itself adds where wanted."""
@@ -143,7 +142,3 @@ def _sentencepiece(token: str) -> bytes:
     if match := re.fullmatch(r"<0x([0-9A-F]{2})>", token):
         return bytes.fromhex(match[1])
     return token.replace("▁", " ").encode()
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pydantic import BaseModel, Field
 
 from quant.engines.base import Completion, Request
-from quant.engines.chat import THINK_CLOSE, THINK_OPEN, ChatTokenizer
+from quant.engines.chat import ChatTokenizer
+from rpam_lite.checkpoint.think import THINK_CLOSE, THINK_OPEN
 from rpam_lite.errors import RpamError
 
 

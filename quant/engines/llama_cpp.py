@@ -24,9 +24,9 @@ from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
 from quant.engines.base import Completion, Request
 from quant.engines.batching import Decoder, Slot, run
+from rpam_lite.checkpoint.think import ends_in_open_block
 from rpam_lite.errors import RpamError
 
-THINK_OPEN = "<think>"
 # Of a streamed request's prompt, tokens in one pass: between passes it can be stopped.
 _PROMPT_PASS = 512
 _log_tail: deque[str] = deque(maxlen=20)
@@ -136,7 +136,7 @@ class LlamaCppEngine:
     @cached_property
     def opens_think(self) -> bool:
         """Whether its chat template ends in an open think block, so that answers only close it."""
-        return self.rendered([{"role": "user", "content": ""}]).rstrip().endswith(THINK_OPEN)
+        return ends_in_open_block(self.rendered([{"role": "user", "content": ""}]))
 
     def rendered(self, messages: Sequence[Mapping[str, str]]) -> str:
         """Turns of a conversation in the file's own chat template, ready for an answer.

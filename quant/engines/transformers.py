@@ -23,7 +23,7 @@ from quant.engines.chat import ChatTokenizer
 from quant.engines.sampling import draw
 from rpam_lite.checkpoint.source import CheckpointSource
 from rpam_lite.device import check_low_bits, choose_device, release_memory
-from rpam_lite.errors import RpamError
+from rpam_lite.errors import RpamError, one_line
 from rpam_lite.quiet import without_loading_bars
 
 KINDS = {4: "nf4", 8: "int8", 16: "bf16", 32: "fp32"}
@@ -235,8 +235,9 @@ def _load(folder: Path, bits: int, device: torch.device) -> Any:
             f"{folder}: {device} has no memory for it at {bits} bits; choose fewer bits.", code="E07"
         ) from None
     except (OSError, ValueError, RuntimeError, ImportError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise RpamError(f"{folder}: transformers can't load it at {bits} bits on {device} ({reason}).") from None
+        raise RpamError(
+            f"{folder}: transformers can't load it at {bits} bits on {device} ({one_line(error)})."
+        ) from None
     if missing := sorted(told["missing_keys"]):
         raise RpamError(f"{folder}: {missing[0]} is in none of its files; download the checkpoint again.")
     return model

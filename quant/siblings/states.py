@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quant.engines.llama_cpp import LlamaCppEngine
-from rpam_lite.errors import RpamError
+from rpam_lite.errors import RpamError, one_line
 from rpam_lite.quiet import without_loading_bars
 
 Singles = NDArray[np.float32]
@@ -70,7 +70,7 @@ def folder_states(folder: Path, dtype: str = "float32", device: str = "cpu") -> 
         with without_loading_bars():
             model = AutoModel.from_pretrained(folder, dtype=getattr(torch, dtype), local_files_only=True)
     except (OSError, ValueError) as error:
-        raise RpamError(f"{folder}: transformers can't load it ({str(error).splitlines()[0]}).") from None
+        raise RpamError(f"{folder}: transformers can't load it ({one_line(error)}).") from None
     model = model.to(device).eval()
 
     def states(prompts: Prompts) -> Singles:

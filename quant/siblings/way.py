@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from quant.engines import Completion, Engine, Request
-from quant.tasks.grader import THINK_CLOSE, THINK_OPEN
+from rpam_lite.checkpoint.think import THINK_CLOSE, THINK_OPEN
 from rpam_lite.errors import RpamError
 
 

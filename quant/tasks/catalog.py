@@ -22,7 +22,7 @@ from quant.tasks.benchmarks import BENCHMARKS, Benchmark, benchmark_named, to_qu
 from quant.tasks.questions import TaskFile, read_rows, read_task_file
 from quant.tasks.task import Task
 from rpam_lite.checkpoint.hub import answers
-from rpam_lite.errors import RpamError
+from rpam_lite.errors import RpamError, one_line
 
 __all__ = ["Task", "TaskFile", "load_tasks"]
 
@@ -128,7 +128,7 @@ def _cache_alone_if_offline(hub: str) -> Iterator[None]:
 
 
 def _explained(benchmark: Benchmark, revision: str, error: Exception) -> RpamError:
-    hub, what = benchmark.hub, (str(error) or type(error).__name__).splitlines()[0]
+    hub, what = benchmark.hub, one_line(error)
     if "gated" in what:
         return RpamError(
             f"{hub}: is a gated data set; accept its licence on https://huggingface.co/datasets/{hub}, "

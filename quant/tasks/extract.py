@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
+from rpam_lite.checkpoint.think import THINK_CLOSE, THINK_OPEN
+
 # An escaped brace is no brace, and two backslashes are a line break, not an escape.
 _BRACES = re.compile(r"\\boxed\s{0,4}\{|\\\\|\\[{}]|[{}]")
 _WRAPPER = re.compile(r"\\[a-zA-Z]+|[{}$*]")

@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 
 from quant.tasks.equal import same_answer, same_expression
-from quant.tasks.extract import THINK_CLOSE, THINK_OPEN, after_think, choice_letter, last_boxed, letter_of
+from quant.tasks.extract import after_think, choice_letter, last_boxed, letter_of
 from quant.tasks.verify import SECONDS, last_expression, last_match
 from quant.tasks.workers import NotLoadedError, ask, load
 from rpam_lite.errors import RpamError
 
-__all__ = ["GRADERS", "GRADER_VERSION", "THINK_CLOSE", "THINK_OPEN", "Verdict"]
+__all__ = ["GRADERS", "GRADER_VERSION", "Verdict"]
 __all__ += ["check_grader", "grade", "is_gradable", "last_boxed"]
 
 GRADER_VERSION = 2

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rpam_lite.errors import RpamError
+from rpam_lite.errors import RpamError, one_line
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 _SMALL = ["*.json", "*.jinja", "*.txt", "*.model", "README.md", "LICENSE*"]
@@ -190,13 +190,13 @@ def _hub_errors(hub_id: str) -> Iterator[None]:
     except RepositoryNotFoundError:
         why = "no such folder beside the recipe, and no such model on the hub (a private one needs `hf auth login`)"
     except (SafetensorsParsingError, NotASafetensorsRepoError) as error:
-        why = f"its weights are no safetensors that can be read ({' '.join(str(error).split())[:200]})"
+        why = f"its weights are no safetensors that can be read ({one_line(error)})"
     except HfHubHTTPError as error:
-        why = f"the hub answered with an error ({' '.join(str(error).split())[:200]}); try again later"
+        why = f"the hub answered with an error ({one_line(error)}); try again later"
     except Exception as error:
         if not isinstance(error, (*unreachable(), OSError)):
             raise
-        cause = " ".join(str(error).split())[:200]
+        cause = one_line(error)
         why = (
             f"no such folder beside the recipe, and the hub can't be reached ({cause}); go online, or name the folder "
             "of a copy"

@@ -14,12 +14,13 @@ from typing import Any, cast
 
 from rpam_lite.checkpoint.files import read_json, whole_folder, write_json, write_text
 from rpam_lite.checkpoint.source import ParentSource
+from rpam_lite.checkpoint.think import THINK_OPEN
 from rpam_lite.checkpoint.vocabulary import chat_template, opens_think_block
 from rpam_lite.checkpoint.write import copy_tokenizer
 from rpam_lite.errors import RpamError
 
 # At the end of a string of the template; a line break is written as one, or as \n.
-_PREFILL = re.compile(r"<think>(?:\\n|\n)*(?=['\"])")
+_PREFILL = re.compile(THINK_OPEN + r"(?:\\n|\n)*(?=['\"])")
 
 
 class WithFolder:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rpam_lite.checkpoint.files import read_json
+from rpam_lite.checkpoint.think import ends_in_open_block
 from rpam_lite.errors import RpamError
 
 
@@ -76,7 +77,7 @@ def opens_think_block(template: str, folder: Path) -> bool:
         )
     except Exception as error:  # a template may do anything
         raise RpamError(f"{folder}: its chat template fails on a plain question ({error}); mend it.") from None
-    return prompt.rfind("<think>") > prompt.rfind("</think>")
+    return ends_in_open_block(prompt)
 
 
 def chat_template(folder: Path) -> str | None:

@@ -68,12 +68,15 @@ def plan_work(recipe: Recipe, work: WorkSize, folder: Path) -> Planned:
     skeleton = Skeleton(donor.folder, device)
     stored = max(source.dtype(name).itemsize for source in (long, short) for name in source.names())
     model = model_size(skeleton, stored)
-    numbers = len(grouping_of(skeleton, recipe.fit))
-    work = replace(work, numbers=numbers, fields=recipe.fit.granularity == "low_rank")
+    work = with_coefficients(work, skeleton, recipe.fit)
     budget = budget_of(recipe.memory, device, folder)
-    codec = None if recipe.memory.codec == "auto" else recipe.memory.codec
-    plan = choose(model, work, budget, codec, resident_memory())
+    plan = choose(model, work, budget, recipe.memory.fixed_codec, resident_memory())
     return Planned(long, short, skeleton, model, work, budget, plan)
+
+
+def with_coefficients(work: WorkSize, skeleton: Skeleton, fit: Fit) -> WorkSize:
+    """The work, knowing how many numbers the fit moves."""
+    return replace(work, numbers=len(grouping_of(skeleton, fit)), fields=fit.granularity == "low_rank")
 
 
 def largest_top_k(planned: Planned) -> int:

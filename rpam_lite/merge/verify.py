@@ -18,7 +18,7 @@ import torch
 from rpam_lite.checkpoint.aligned import EMBEDDING, HEAD
 from rpam_lite.checkpoint.source import CheckpointSource
 from rpam_lite.checkpoint.write import MADE_BY
-from rpam_lite.errors import RpamError
+from rpam_lite.errors import RpamError, one_line
 from rpam_lite.merge.apply import ExactSource
 from rpam_lite.quiet import without_loading_bars
 from rpam_lite.streaming.whole import SMALL_MODEL, load_whole, parameters_of
@@ -140,7 +140,7 @@ def _compare_logits(merged: CheckpointSource, source: ExactSource, seed: int) ->
         with without_loading_bars():
             loaded = AutoModelForCausalLM.from_pretrained(merged.folder, dtype=torch.float32).eval()
     except Exception as error:  # transformers raises whatever its parts raise
-        why = " ".join(str(error).split())[:200]
+        why = one_line(error)
         raise RpamError(f"{merged.folder}: transformers can't load it ({why}); check the donor's config.") from None
     reference = load_whole(source, loaded.config)
     ids = torch.randint(source.shape(EMBEDDING)[0], (1, _TOKENS), generator=torch.Generator().manual_seed(seed))

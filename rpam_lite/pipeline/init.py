@@ -10,6 +10,7 @@ from typing import Any
 
 from rpam_lite.checkpoint.files import is_adapter, read_json, write_text
 from rpam_lite.checkpoint.hub import is_hub_id, local_or_hub
+from rpam_lite.checkpoint.think import THINK_OPEN
 from rpam_lite.checkpoint.vocabulary import chat_template, opens_think_block
 from rpam_lite.errors import RpamError
 from rpam_lite.pipeline.recipes import as_scalar
@@ -180,8 +181,11 @@ def _noticed(recipe: Recipe, configs: dict[str, dict[str, Any] | None]) -> Itera
         if config is None:
             yield f"{getattr(recipe.parents, name)}: is not read yet; `rpam check` fetches its small files and headers."
     templates = {n: chat_template(getattr(recipe.parents, n)) or "" for n, c in configs.items() if c is not None}
-    if len(templates) == 2 and "<think>" in templates["short"] and "<think>" not in templates["long"]:
-        yield "the Short model's chat template names <think> and the Long one's does not: are they the wrong way round?"
+    if len(templates) == 2 and THINK_OPEN in templates["short"] and THINK_OPEN not in templates["long"]:
+        yield (
+            f"the Short model's chat template names {THINK_OPEN} and the Long one's does not: "
+            "are they the wrong way round?"
+        )
     for what, path in (("label.questions", recipe.label.questions), ("eval.questions", recipe.eval.questions)):
         if isinstance(path, Path) and not path.exists():
             yield f"{path}: `{what}` is not there yet; JSON lines with `question`, `answer` and, if known, `level`."

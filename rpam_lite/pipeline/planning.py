@@ -12,10 +12,11 @@ from rich.table import Table
 
 from rpam_lite.checkpoint.files import size_text
 from rpam_lite.errors import RpamError
+from rpam_lite.fit.setup import with_coefficients
 from rpam_lite.pipeline.parents import on_hub, with_headers
 from rpam_lite.platform import free_memory, resident_memory
-from rpam_lite.recipe import Recipe
-from rpam_lite.streaming.plan import Budget, ModelSize, Plan, WorkSize, choose, model_size
+from rpam_lite.recipe import Fit, Recipe
+from rpam_lite.streaming.plan import Budget, BudgetError, ModelSize, Plan, WorkSize, choose, model_size
 from rpam_lite.streaming.plan_table import UNLIMITED, plan_table
 from rpam_lite.streaming.shapes import config_of_shape, shape_of_hub_id
 from rpam_lite.streaming.skeleton import Skeleton, load_config
@@ -129,9 +130,10 @@ def plan_cards(
     cut = recipe.capture.answer_tokens if recipe else None
     questions = questions or (traces_of(recipe) if recipe else 128)
     tokens = tokens or (2 * cut if cut else 256)
-    work = estimated_work(recipe, questions, tokens)
-    model = model_size(Skeleton(config))
-    codec = None if memory is None or memory.codec == "auto" else memory.codec
+    skeleton = Skeleton(config)
+    work = with_coefficients(estimated_work(recipe, questions, tokens), skeleton, recipe.fit if recipe else Fit())
+    model = model_size(skeleton)
+    codec = memory.fixed_codec if memory else None
     host_bytes = host or (memory.host if memory else None) or resident_memory() + free_memory()
     disk = (memory.disk if memory else None) or UNLIMITED
     threads = recipe.threads if recipe else 2
@@ -140,8 +142,8 @@ def plan_cards(
         budget = Budget(device, host_bytes, disk)
         try:
             plan = choose(model, work, budget, codec, resident or resident_memory())
-        except RpamError as error:
-            cards.append(CardPlan(name, budget, None, str(error).split(": ", 1)[-1].split(". Raise")[0]))
+        except BudgetError as error:
+            cards.append(CardPlan(name, budget, None, error.needs))
             continue
         seconds = _step_seconds(model, work, plan, device is not None, threads)
         cards.append(CardPlan(name, budget, plan, step_seconds=seconds))

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rpam_lite.checkpoint.files import write_text
+from rpam_lite.checkpoint.think import THINK_CLOSE, THINK_OPEN, names_block
 from rpam_lite.checkpoint.vocabulary import chat_template, opens_think_block, tokens_by_id
 from rpam_lite.pipeline.artefacts import exported_gguf, merged_folder, quantized_gguf
 from rpam_lite.pipeline.ollama import modelfile_of, usable_context
@@ -44,9 +45,9 @@ def use_of(run: Run) -> Use:
         top_p=recipe.ollama.top_p,
         top_k=recipe.ollama.top_k,
         system=recipe.ollama.system,
-        names_think="<think>" in template and "</think>" in template,
+        names_think=names_block(template),
         opens_think=opens_think_block(template, folder) if template else False,
-        think_tokens={"<think>", "</think>"} <= set(tokens_by_id(folder).values()),
+        think_tokens={THINK_OPEN, THINK_CLOSE} <= set(tokens_by_id(folder).values()),
     )
 
 

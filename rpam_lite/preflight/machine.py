@@ -12,6 +12,7 @@ from typing import Any
 from rpam_lite.checkpoint.files import size_text
 from rpam_lite.checkpoint.source import ParentSource
 from rpam_lite.errors import RpamError
+from rpam_lite.fit.setup import with_coefficients
 from rpam_lite.merge.methods import method_of
 from rpam_lite.platform import resident_memory
 from rpam_lite.preflight.findings import Finding
@@ -81,10 +82,10 @@ def check_memory(config: Any, stored: int, recipe: Recipe, run_folder: Path) -> 
     questions = traces_of(recipe)
     try:
         device = device_of(recipe.memory)
-        work = estimated_work(recipe, questions, _TOKENS)
+        skeleton = Skeleton(config)
+        work = with_coefficients(estimated_work(recipe, questions, _TOKENS), skeleton, recipe.fit)
         budget = budget_of(recipe.memory, device, run_folder)
-        codec = None if recipe.memory.codec == "auto" else recipe.memory.codec
-        plan = choose(model_size(Skeleton(config), stored), work, budget, codec, resident_memory())
+        plan = choose(model_size(skeleton, stored), work, budget, recipe.memory.fixed_codec, resident_memory())
     except RpamError as error:
         yield Finding("ERROR", "memory", str(error), key="memory")
         return

@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from rpam_lite.recipe.values import Accelerator, NonNegative, Positive, Section, Share, Size
 
+CodecName = Literal["exact", "bf16", "int8", "int8-nf4", "nf4"]
+
 
 class Memory(Section):
     """What capture and fit may use; without a value, most of what is free now."""
@@ -16,9 +18,12 @@ class Memory(Section):
     host: Size | None = Field(None, description="of the machine's own memory, such as 16GiB")
     disk: Size | None = Field(None, description="below the run folder, for what does not fit in memory")
     accelerator: Accelerator = Field("auto", description="where capture and fit compute; auto: a GPU if there is one")
-    codec: Literal["auto", "exact", "bf16", "int8", "int8-nf4", "nf4"] = Field(
-        "auto", description="how both parents are held; auto takes exact or int8"
-    )
+    codec: Literal["auto", CodecName] = Field("auto", description="how both parents are held; auto takes exact or int8")
+
+    @property
+    def fixed_codec(self) -> CodecName | None:
+        """The codec that was asked for; None where the plan chooses."""
+        return None if self.codec == "auto" else self.codec
 
 
 class Capture(Section):

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from quant.records import Record
-from quant.tasks.grader import THINK_CLOSE, THINK_OPEN
 from quant.tasks.questions import Question
+from rpam_lite.checkpoint.think import THINK_CLOSE, THINK_OPEN
 from rpam_lite.report.data import Answer, Example
 
 _LONGEST, _TAIL = 6000, 1500  # characters of a text that are shown, and those of them from its end

@@ -23,7 +23,8 @@ from typing import Literal, get_args
 
 import torch
 
-CodecName = Literal["exact", "bf16", "int8", "int8-nf4", "nf4"]
+from rpam_lite.recipe.fitting import CodecName
+
 _Rounding = Literal["bf16", "int8", "nf4"]
 CODECS: tuple[CodecName, ...] = get_args(CodecName)
 BLOCK = 64

@@ -13,7 +13,8 @@ from math import prod
 import torch
 
 from rpam_lite.errors import RpamError
-from rpam_lite.streaming.codec import CodecName, bits
+from rpam_lite.recipe.fitting import CodecName
+from rpam_lite.streaming.codec import bits
 from rpam_lite.streaming.skeleton import Skeleton
 from rpam_lite.streaming.store import StoreName
 from rpam_lite.streaming.weights import SLOTS, Residency
@@ -198,6 +199,21 @@ def plan_for(way: Way, model: ModelSize, work: WorkSize, on_cpu: bool, resident:
     return Plan(way, tuple(i for i in items if i[2] > 0), moved, resident)
 
 
+class BudgetError(RpamError):
+    """No way of working fits the budget.
+
+    Attributes:
+        needs: What the smallest one needs, without a full stop.
+    """
+
+    def __init__(self, needs: str) -> None:
+        super().__init__(
+            f"The memory budget is too small: {needs}. "
+            "Raise `memory` in the recipe, or lower `capture.questions_per_class`."
+        )
+        self.needs = needs
+
+
 def choose(model: ModelSize, work: WorkSize, budget: Budget, codec: CodecName | None = None, resident: int = 0) -> Plan:
     """The best way of working that fits the budget.
 
@@ -209,7 +225,7 @@ def choose(model: ModelSize, work: WorkSize, budget: Budget, codec: CodecName | 
         resident: Bytes that Python and its libraries hold already.
 
     Raises:
-        RpamError: None fits; names the smallest budget that would.
+        BudgetError: None fits; names the smallest budget that would.
     """
     on_cpu = budget.device is None
     plans = [plan_for(way, model, work, on_cpu, resident) for way in _ways(on_cpu, codec)]
@@ -222,10 +238,7 @@ def choose(model: ModelSize, work: WorkSize, budget: Budget, codec: CodecName | 
         for place, excess in _excess(smallest, budget).items()
         if excess > 0
     )
-    raise RpamError(
-        f"The memory budget is too small: the smallest way of working ({describe(smallest.way)}) needs {needs}. "
-        "Raise `memory` in the recipe, or lower `capture.questions_per_class`."
-    )
+    raise BudgetError(f"the smallest way of working ({describe(smallest.way)}) needs {needs}")
 
 
 def next_smaller(plan: Plan, model: ModelSize, work: WorkSize, on_cpu: bool) -> Plan | None:

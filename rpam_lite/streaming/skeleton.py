@@ -19,7 +19,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from rpam_lite.errors import RpamError
+from rpam_lite.errors import RpamError, one_line
 
 # Settings that make a layer read more than the residual stream.
 _CROSS_LAYER_SETTINGS = {
@@ -61,8 +61,7 @@ class Skeleton:
             with torch.device("meta"):
                 self._model = AutoModelForCausalLM.from_config(self.config, attn_implementation="sdpa").eval()
         except Exception as error:  # transformers raises whatever its parts raise
-            why = " ".join(str(error).split())[:200]
-            raise RpamError(f"{self._name}: transformers can't build it from its config ({why}).") from None
+            raise RpamError(f"{self._name}: transformers can't build it from its config ({one_line(error)}).") from None
         decoder = self._model.get_decoder()
         if not isinstance(getattr(decoder, "layers", None), torch.nn.ModuleList):
             raise RpamError(f"{self._name}: has no list of decoder layers; only decoder-only models can be streamed.")
@@ -225,7 +224,7 @@ def load_config(folder: Path) -> Any:
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # transformers raises whatever its parts raise
-        raise RpamError(f"{folder}: its config can't be used ({' '.join(str(error).split())[:300]}).") from None
+        raise RpamError(f"{folder}: its config can't be used ({one_line(error, 300)}).") from None
 
 
 class _Stopped(Exception):  # noqa: N818 - not an error

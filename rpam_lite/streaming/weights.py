@@ -30,7 +30,8 @@ from rpam_lite.checkpoint.files import whole_file, write_text
 from rpam_lite.checkpoint.ranges import byte_view, read_bytes
 from rpam_lite.checkpoint.source import ParentSource
 from rpam_lite.errors import RpamError
-from rpam_lite.streaming.codec import CodecName, Pair, codec_error, codec_of, encode, layout
+from rpam_lite.recipe.fitting import CodecName
+from rpam_lite.streaming.codec import Pair, codec_error, codec_of, encode, layout
 from rpam_lite.streaming.skeleton import Skeleton
 
 Residency = Literal["device", "host", "disk"]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from typer.testing import CliRunner
 from rpam_lite import __version__
 from rpam_lite.checkpoint.files import locked
 from rpam_lite.cli import app
-from rpam_lite.errors import RpamError, missing_package
+from rpam_lite.errors import EXTRA_OF, RpamError, missing_package
 from rpam_lite.fit.__main__ import fit
 from rpam_lite.pipeline.trip import STAGES
 from rpam_lite.terminal import interrupts_kept
@@ -179,6 +181,20 @@ def test_a_missing_package_names_the_command_that_installs_it(package: str, extr
     assert error is not None
     assert f"pip install 'rpam_lite[{extra}]'" in str(error)
     assert missing_package(ModuleNotFoundError(name="somewhere_else")) is None
+
+
+def test_every_package_of_an_extra_is_known_by_the_name_it_is_imported_by() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    imported_as = {"llama_cpp_python": "llama_cpp", "scikit_learn": "sklearn"}
+    of_users = {n: lines for n, lines in project["optional-dependencies"].items() if n not in ("dev", "docs", "all")}
+    brings = {
+        extra: {re.split(r"[\[><=]", line)[0].replace("-", "_") for line in lines if not line.startswith("rpam_lite")}
+        for extra, lines in of_users.items()
+    }
+    packages = {imported_as.get(p, p) for brought in brings.values() for p in brought}
+    assert set(EXTRA_OF) == packages
+    for package, extra in EXTRA_OF.items():
+        assert package in {imported_as.get(p, p) for p in brings[extra]}
 
 
 def test_an_interrupt_that_was_dropped_is_raised_again() -> None:

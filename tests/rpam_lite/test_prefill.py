@@ -33,6 +33,12 @@ def test_only_the_block_of_the_prompt_is_taken_out() -> None:
     assert without_prefill(R1.replace("\\n' }}{% endif %}", '\n" }}{% endif %}').replace("'<｜Ass", '"<｜Ass'), HERE)
 
 
+def test_a_block_that_an_instruction_only_names_is_not_open() -> None:
+    told = "{{ 'Reason inside <think> tags. ' + messages[0]['content'] + '\\nAnswer:' }}"
+    assert not opens_think_block(told, HERE)
+    assert without_prefill(told, HERE) == told
+
+
 def test_a_template_that_hides_its_block_is_refused() -> None:
     hidden = "{{ messages[0]['content'] }}{% if add_generation_prompt %}<think>{% endif %}"
     assert opens_think_block(hidden, HERE)
