@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ import yaml
 
 from bench.curve import Models, between_farthest, curve_points, in_order, partial_scalars
 from bench.quality_forms import FULL_FORM, OURS, QUICK, SAMPLED, SHORT_FORM, SLOW, Changes, Form
-from bench.quality_table import Measured, measured_rows, table, write_picture
+from bench.quality_table import QUANTIZED, Measured, measured_rows, table, write_picture
 from bench.routing import Rules, car, learn, self_route
 from quant import evaluate
 from quant.engines import Engine
@@ -49,6 +49,7 @@ from rpam_lite.terminal import fail_in_one_sentence, progress_bars
 
 ROOT = Path(__file__).parents[1]
 MAX_TOKENS, LONG_THINK_TOKENS, PARALLEL = 320, 8, 32
+QUANTIZED_SHARES = (0.8, 0.6, 0.4)  # of Long's tokens
 # They answer with both models, so that both must be in memory; the table counts every token that either generates.
 Build = Callable[[LlamaCppEngine, LlamaCppEngine, Rules], Engine]
 ROUTING: dict[str, Build] = {"Self-Route, both models": self_route, "CAR, both models": car}
@@ -99,14 +100,21 @@ def ensure(run: Run, stage: str) -> None:
     run_one(stage, run)
 
 
-def merged_files(run: Run, method: str, models: Path) -> dict[str, Path]:
-    """GGUF files of one method by name, made unless they are there; ours quantized too."""
+def quantized_curve(points: Mapping[float, tuple[float, float]]) -> dict[str, Changes]:
+    """The interpolations nearest in tokens to some budgets of the dial, as changes to the recipe by name."""
+    inner = {weight: tokens for weight, (_, tokens) in points.items() if 0 < weight < 1}
+    nearest = {min(inner, key=lambda weight: abs(inner[weight] - share)) for share in QUANTIZED_SHARES}
+    return {f"scalar {w:g}": {"merge": {"method": "scalar", "options": {"weight": w}}} for w in sorted(nearest)}
+
+
+def merged_files(run: Run, method: str, models: Path, quantized: bool) -> dict[str, Path]:
+    """GGUF files of one method by name, made unless they are there; quantized too where that is wanted."""
     stages = [STAGES[name] for name in ("label", "capture", "fit", "statistics", "merge")]
     made = [fingerprint(stage, run.recipe)[:8] for stage in stages if stage.applies(run.recipe)]
     stem = f"{method.replace(' ', '-').replace(',', '')}-{'-'.join(made)}"
     wanted = {method: models / f"{stem}.gguf"}
-    if method == OURS:
-        wanted[f"{method} Q4_K_M"] = models / f"{stem}-q4_k_m.gguf"
+    if quantized:
+        wanted[method + QUANTIZED] = models / f"{stem}-q4_k_m.gguf"
     if not all(file.exists() for file in wanted.values()):
         ensure(run, "quantize" if len(wanted) > 1 else "export")
         for file, source in zip(wanted.values(), (exported_gguf(run), quantized_gguf(run, "Q4_K_M")), strict=False):
@@ -180,8 +188,13 @@ def all_models(
             yield name, "routing", partial(open_routed, build, run)
     for method, changes in form.methods.items():
         own = open_run(changes)
-        for name, file in (merged_files(own, method, models) | member_files(own, method, models)).items():
+        files = merged_files(own, method, models, quantized=method == OURS) | member_files(own, method, models)
+        for name, file in files.items():
             yield name, "method", partial(open_file, file)
+    # What quantization does to plain interpolation, beside what it does to ours.
+    for name, changes in quantized_curve(points()).items() if OURS in form.methods else ():
+        files = merged_files(open_run(changes), name, models, quantized=True)
+        yield name + QUANTIZED, "method", partial(open_file, files[name + QUANTIZED])
 
 
 def measure_pair(pair: Path, folder: Path, form: Form) -> dict[str, Measured]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from quant.measures import by_question, require_same_questions
 from quant.records import Record
-from quant.statistics import Floats, resampling_counts
+from quant.statistics import Floats, Interval, mean, ratio, resampling_counts
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def gain_over_curve(model: Sequence[Record], curve: Sequence[Sequence[Record]], 
     # Row 0 is the sample itself, every other row one resampling; columns are the models.
     weights = resampling_counts(questions, seed=seed) / questions
     mean_accuracy, mean_tokens = weights @ accuracy.T, weights @ tokens.T
-    at_curve = np.array([curve_accuracy(t[1:], a[1:], t[0]) for t, a in zip(mean_tokens, mean_accuracy, strict=True)])
+    at_curve = np.array([curve_at(t[1:], a[1:], t[0]) for t, a in zip(mean_tokens, mean_accuracy, strict=True)])
     gains = mean_accuracy[:, 0] - at_curve
     low, high = np.percentile(gains[1:], [2.5, 97.5])
     return Gain(
@@ -78,6 +78,23 @@ def gain_over_coin(model: Sequence[Record], short: Sequence[Record], long: Seque
         RpamError: The questions are not the same.
     """
     return gain_over_curve(model, [short, long], seed)
+
+
+def rate_over_curve(columns: Sequence[Floats], tokens: Sequence[Floats], seed: int = 0) -> Interval:
+    """A rate of a model minus the curve's lowest at the tokens of the model, by paired bootstrap.
+
+    Args:
+        columns: Numerator and denominator by question [questions, 2], as `adaptivity.overthink` gives them: of the
+            model, then of the interpolations in order of lambda, both parents as their ends.
+        tokens: Mean tokens by question [questions] of the same models.
+        seed: Of the bootstrap.
+    """
+    counts = resampling_counts(len(tokens[0]), seed=seed)
+    rates = np.stack([ratio(values, counts) for values in columns], axis=1)
+    mean_tokens = np.stack([mean(values, counts) for values in tokens], axis=1)
+    differences = np.array([r[0] + curve_at(t[1:], -r[1:], t[0]) for t, r in zip(mean_tokens, rates, strict=True)])
+    low, high = np.nanpercentile(differences[1:], [2.5, 97.5])
+    return Interval(float(differences[0]), float(low), float(high), seed)
 
 
 def threshold_policies(short: Sequence[Record], long: Sequence[Record]) -> tuple[list[float], list[float]]:
@@ -176,10 +193,10 @@ def cheapest_above(accuracy: Sequence[float], tokens: Sequence[float], least: fl
     return Choice(min(above, key=lambda i: (tokens[i], -accuracy[i])), True)
 
 
-def curve_accuracy(tokens: Floats, accuracy: Floats, at: float) -> float:
-    """Accuracy of the curve through the points, in their order, at `at` mean tokens.
+def curve_at(tokens: Floats, values: Floats, at: float) -> float:
+    """Value of the curve through the points, in their order, at `at` mean tokens.
 
-    Straight between neighbours. Where the curve passes `at` more than once, its best passage
+    Straight between neighbours. Where the curve passes `at` more than once, its highest passage
     counts; beyond its ends, the end nearest in tokens.
     """
     best = None
@@ -188,8 +205,8 @@ def curve_accuracy(tokens: Floats, accuracy: Floats, at: float) -> float:
         if tokens[low] <= at <= tokens[high]:
             width = tokens[high] - tokens[low]
             share = (at - tokens[low]) / width if width > 0 else 1.0
-            value = accuracy[low] + share * (accuracy[high] - accuracy[low])
+            value = values[low] + share * (values[high] - values[low])
             best = value if best is None else max(best, value)
     if best is None:
-        best = accuracy[int(np.argmin(np.abs(tokens - at)))]
+        best = values[int(np.argmin(np.abs(tokens - at)))]
     return float(best)

@@ -7,7 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from quant.frontier import curve_accuracy, gain_over_coin, gain_over_curve, level_policies, threshold_policies
+from quant.frontier import (
+    curve_at,
+    gain_over_coin,
+    gain_over_curve,
+    level_policies,
+    rate_over_curve,
+    threshold_policies,
+)
 from quant.records import Record
 from rpam_lite.errors import RpamError
 
@@ -21,11 +28,11 @@ def records(correct: list[bool], tokens: list[int]) -> list[Record]:
     ("at", "expected"), [(10, 0.2), (15, 0.3), (20, 0.4), (30, 0.9), (5, 0.2), (99, 0.9), (25, 0.65)]
 )
 def test_the_curve_is_straight_between_its_points(at: float, expected: float) -> None:
-    assert curve_accuracy(np.array([10.0, 20, 30]), np.array([0.2, 0.4, 0.9]), at) == pytest.approx(expected)
+    assert curve_at(np.array([10.0, 20, 30]), np.array([0.2, 0.4, 0.9]), at) == pytest.approx(expected)
 
 
 def test_where_the_curve_passes_twice_its_better_passage_counts() -> None:
-    assert curve_accuracy(np.array([10.0, 30, 20]), np.array([0.0, 0.2, 0.9]), 25) == pytest.approx(0.55)
+    assert curve_at(np.array([10.0, 30, 20]), np.array([0.0, 0.2, 0.9]), 25) == pytest.approx(0.55)
 
 
 def test_a_point_of_the_curve_has_no_gain() -> None:
@@ -85,6 +92,19 @@ def test_other_questions_are_refused() -> None:
         gain_over_curve(model, [model, model[::-1]])
 
 
+def test_a_rate_is_compared_with_the_curves_lowest_at_equal_tokens() -> None:
+    ones = np.ones(4)
+    short, high, low, long = (np.stack([share * ones, ones], axis=1) for share in (0.0, 0.8, 0.2, 1.0))
+    tokens = [30 * ones, 10 * ones, 20 * ones, 40 * ones, 30 * ones, 90 * ones]
+    # At 30 tokens the curve stands at 0.5 on its way from 20 to 40, and at 0.2 where it comes back.
+    model = np.stack([0.1 * ones, ones], axis=1)
+    found = rate_over_curve([model, short, high, low, low, long], tokens)
+    assert found.value == pytest.approx(0.1 - 0.2)
+    several = rate_over_curve([np.array([[1.0, 1], [0, 1], [0, 1], [0, 1]]), short, long], [20 * ones, *tokens[1:3]])
+    assert several.value == pytest.approx(0.25 - 1.0)
+    assert several.low < several.value < several.high
+
+
 def test_threshold_policies_go_from_short_to_long() -> None:
     easy_and_hard = (1, 1, 2, 3)
     short = [
@@ -118,7 +138,7 @@ def test_the_best_choice_of_levels_is_nowhere_below_the_threshold_policy() -> No
     long = levelled([bool(rng.random() < 0.9) for _ in levels], [int(30 * v) for v in levels], levels)
     found = level_policies(short, long)
     for tokens, accuracy in zip(*threshold_policies(short, long), strict=True):
-        assert curve_accuracy(np.array(found.tokens), np.array(found.accuracy), tokens) >= accuracy - 1e-12
+        assert curve_at(np.array(found.tokens), np.array(found.accuracy), tokens) >= accuracy - 1e-12
 
 
 def test_where_short_is_never_right_nothing_is_overthought() -> None:

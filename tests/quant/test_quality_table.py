@@ -42,21 +42,29 @@ def test_a_policy_closes_the_whole_way_and_the_middle_of_the_curve_nothing(tmp_p
         "half": ("curve", answers([not long or level == 2 for long, level in zip(half, LEVELS, strict=True)], half)),
         "Long": ("curve", answers(easy + hard, easy + hard)),
         "adaptive": ("method", answers(easy + hard, never + hard)),
+        "adaptive Q4_K_M": ("method", answers(easy + [True] * 9 + [False], never + hard)),
         "CAR": ("routing", answers(easy + hard, half)),
     }
     models["Long"][1][0] = replace(models["Long"][1][0], think_block="open")
     found = measured_rows(models, 8)
     unclosed = {r["name"]: r["unclosed"] for r in found["rows"]}
-    assert unclosed == {"Short": 0, "half": 0, "Long": 0.05, "adaptive": 0, "CAR": 0}
-    assert {r["name"] for r in found["rows"] if "gain" in r} == {"adaptive", "CAR"}
+    assert unclosed == {"Short": 0, "half": 0, "Long": 0.05, "adaptive": 0, "adaptive Q4_K_M": 0, "CAR": 0}
+    assert {r["name"] for r in found["rows"] if "gain" in r} == {"adaptive", "adaptive Q4_K_M", "CAR"}
     row = next(r for r in found["rows"] if r["name"] == "adaptive")
     assert row["policy_accuracy"] == pytest.approx(1.0)
     assert row["closed"] == pytest.approx(1.0)
     assert row["gain"]["gain"] > 0.2
     assert row["over_coin"]["gain"] == pytest.approx(0.25)
-    assert {r["name"] for r in found["rows"] if "over_coin" in r} == {"half", "adaptive", "CAR"}
+    assert {r["name"] for r in found["rows"] if "over_coin" in r} == {"half", "adaptive", "adaptive Q4_K_M", "CAR"}
     assert found["oracle"] == {"accuracy": 1.0, "tokens": 55.0}
+    # Half of the curve's answers to easy questions are long where it has as many tokens; the adaptive one's are not.
+    assert row["overthink_over_curve"]["value"] == pytest.approx(-0.5)
+    assert row["underthink_over_curve"]["value"] == 0  # neither leaves out what only Long solves
+    quantized = next(r for r in found["rows"] if r["name"] == "adaptive Q4_K_M")
+    assert quantized["accuracy_over_f16"]["value"] == pytest.approx(-0.05)
+    assert quantized["tokens_over_f16"]["value"] == pytest.approx(1)
     assert "| adaptive | 100.0 | 55.0 |" in table(found)
+    assert "| adaptive Q4_K_M | -5.0 (" in table(found)
     write_picture({"pair": {"greedy": found}}, tmp_path / "quality.png")
     assert (tmp_path / "quality.png").stat().st_size > 5000
 
