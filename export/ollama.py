@@ -132,10 +132,14 @@ class OllamaServer:
         last = ""
         for told in self._stream("/api/create", asked):
             if "error" in told:
-                raise RpamError(f"{self.host}: refused to create {name} ({told['error']}).")
+                raise RpamError(
+                    f"{self.host}: refused to create {name} ({told['error']}); update Ollama, or check the file."
+                )
             last = str(told.get("status", last))
         if last != "success":
-            raise RpamError(f"{self.host}: broke off while it created {name} (last: {last or 'nothing'}).")
+            raise RpamError(
+                f"{self.host}: broke off while it created {name} (last: {last or 'nothing'}); run the command again."
+            )
 
     def check(self, name: str, settings: ModelSettings, thinking: bool) -> list[str]:
         """What the server says of the model, against what it must say.
@@ -150,12 +154,16 @@ class OllamaServer:
         capabilities = [str(c) for c in shown.get("capabilities", [])]
         for needed in ["completion", *(["thinking"] if thinking else [])]:
             if needed not in capabilities:
-                raise RpamError(f"{self.host}: {name} has no capability {needed!r} there (it has {capabilities}).")
+                raise RpamError(
+                    f"{self.host}: {name} has no capability {needed!r} there (it has {capabilities}); update Ollama."
+                )
         lines = [line.strip().partition(" ") for line in str(shown.get("parameters", "")).splitlines()]
         parameters = {name: value.strip() for name, _, value in lines}
         wanted = settings.parameters.get("num_ctx")
         if wanted is not None and parameters.get("num_ctx") != str(wanted):
-            raise RpamError(f"{self.host}: {name} has num_ctx {parameters.get('num_ctx')!r} there, not {wanted}.")
+            raise RpamError(
+                f"{self.host}: {name} has num_ctx {parameters.get('num_ctx')!r} there, not {wanted}; update Ollama."
+            )
         return capabilities
 
     def _has(self, digest: str) -> bool:
@@ -170,7 +178,10 @@ class OllamaServer:
         except httpx.HTTPError as error:
             raise self._unreachable(error) from None
         if response.is_error:
-            raise RpamError(f"{self.host}: {path} answered {response.status_code} ({response.text[:200]}).")
+            raise RpamError(
+                f"{self.host}: {path} answered {response.status_code} ({response.text[:200]}); "
+                "is that an Ollama server, and a recent one?"
+            )
         try:
             told = response.json() if response.content else {}
         except ValueError:
@@ -182,7 +193,10 @@ class OllamaServer:
             with self._client.stream("POST", path, json=asked) as response:
                 if response.is_error:
                     text = response.read().decode("utf-8", errors="replace")
-                    raise RpamError(f"{self.host}: {path} answered {response.status_code} ({text[:200]}).")
+                    raise RpamError(
+                        f"{self.host}: {path} answered {response.status_code} ({text[:200]}); "
+                        "is that an Ollama server, and a recent one?"
+                    )
                 for line in response.iter_lines():
                     if line.strip():
                         yield json.loads(line)

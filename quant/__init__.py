@@ -6,7 +6,8 @@ result = evaluate(model, tasks=["gsm8k", "math500"], samples=4, limit=200)
 """
 
 from quant.engines import Sampling
-from quant.evaluation import Evaluation, evaluate, read_evaluation
+from quant.evaluating import evaluate
+from quant.evaluation import Evaluation, read_evaluation
 from quant.models import load
 
 __all__ = ["Evaluation", "Sampling", "evaluate", "load", "read_evaluation"]

@@ -83,8 +83,8 @@ def answer_questions(
         max_tokens: Generated tokens after which an answer counts as truncated.
         samples: Answers a question.
         sampling: How tokens are drawn.
-        prompts: Token ids by question key, where they shall not come from the engine's own template;
-        think_open: with them, whether they open the think block.
+        prompts: Token ids by question key, where they shall not come from the engine's own template.
+        think_open: Of given prompts, whether they end in an open think block.
         grading: The grader.
         on_record: Called with each new record, when it is kept.
 

@@ -91,7 +91,7 @@ def smallest_within(
     if not within(names[high]):
         raise RpamError(
             f"--budget-kld {budget:g}: even {names[high]} is {found[names[high]]:.3g} nats away from the "
-            "unquantized file."
+            "unquantized file; allow more, or name types of more bits."
         )
     while low < high:
         middle = (low + high) // 2

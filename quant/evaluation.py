@@ -1,24 +1,15 @@
-"""Evaluate models on tasks, and compare them on the same questions.
-
-from quant import evaluate, load
-result = evaluate(load("merged-q4_k_m.gguf", context=8192), tasks=["gsm8k"], samples=4, limit=200)
-result.table()
-"""
+"""What an evaluation found: models on the same questions, compared, saved and read."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quant.asking import answer_questions
-from quant.engines import Engine, Sampling
-from quant.records import RECORD_VERSION, Record, regraded
-from quant.tasks.catalog import Task, load_tasks
+from quant.engines import Sampling
+from quant.records import Record, regraded
+from quant.tasks.catalog import Task
 from quant.tasks.questions import Question
 from rpam_lite.checkpoint.files import read_json, write_json
 from rpam_lite.errors import RpamError
@@ -76,9 +67,9 @@ class Asked:
         source: Where the questions come from.
         digest: Hash of all of them.
         limit: The first so many were asked; all if None.
-        grader: As in `quant.tasks.task.Task`, like
-        pattern: and
-        fallback: these.
+        grader: How answers were graded, as in `quant.tasks.task.Task`.
+        pattern: Of the grader "regex", as there.
+        fallback: Whether a last number counts where nothing is marked as the answer, as there.
     """
 
     source: str
@@ -194,83 +185,6 @@ def read_evaluation(path: str | Path) -> Evaluation:
         raise RpamError(f"{path}: is no whole evaluation ({error}); evaluate again.") from None
 
 
-def evaluate(
-    models: Engine | Sequence[Engine],
-    tasks: Sequence[str | Path | Task],
-    *,
-    samples: int = 1,
-    limit: int | None = None,
-    sampling: Sampling = REASONING,
-    max_tokens: int = 4096,
-    long_think_tokens: int = 32,
-    records: str | Path = "records",
-    filed_as: str = "",
-    on_record: Callable[[str, str], None] = lambda model, task: None,
-) -> Evaluation:
-    """Ask models the questions of tasks, grade, and keep every completion.
-
-    Interrupted, it goes on where it was; what was generated for the same model, task and sampling is not
-    generated again, so that `samples` and `limit` can grow.
-
-    Args:
-        models: One engine or several; see `quant.load`.
-        tasks: Names of the catalogue, files of questions, or tasks.
-        samples: Answers a question.
-        limit: The first so many questions of each task; all if None.
-        sampling: How tokens are drawn. Greedy decoding makes reasoning models repeat themselves.
-        max_tokens: Generated tokens after which an answer counts as truncated.
-        long_think_tokens: An answer with this many think tokens is a long one.
-        records: Folder of the records, one file a model, task and way of sampling.
-        filed_as: With one model: file its records under this name instead of the engine's identity, to go on with
-            another engine that runs the same model.
-        on_record: Called with model and task after each new completion.
-
-    Raises:
-        RpamError: A task can't be loaded, an engine fails, two models have one name; what has ended is kept.
-    """
-    engines = list(models) if isinstance(models, Sequence) else [models]
-    if isinstance(tasks, str | Path) or not tasks or not engines:
-        raise RpamError(f"models and tasks: give at least one of each, as lists; tasks are {tasks!r}.")
-    for name, number in (("samples", samples), ("max_tokens", max_tokens), ("limit", 1 if limit is None else limit)):
-        if number < 1:
-            raise RpamError(f"{name}={number}: must be at least 1.")
-    if Path(filed_as).name != filed_as:
-        raise RpamError(f"filed_as={filed_as!r}: must be a plain name, without folders.")
-    if filed_as and len(engines) > 1:
-        raise RpamError(f"filed_as={filed_as!r} goes with one model, not with {len(engines)}.")
-    _require_own_names([engine.name for engine in engines])
-    settings = Settings(samples, sampling, max_tokens, long_think_tokens)
-    loaded = load_tasks(tasks)
-    runs = []
-    for engine in engines:
-        found, speed = {}, {}
-        for task in loaded:
-            folder = filed_as or f"{engine.name}-{engine.identity}".replace("/", "-")
-            file = Path(records) / folder / _file_name(task, settings)
-            began, generated = time.monotonic(), 0
-
-            def count(record: Record, task: Task = task) -> None:
-                nonlocal generated
-                generated += record.tokens
-                on_record(engine.name, task.name)  # noqa: B023 - called within its turn
-
-            found[task.name] = answer_questions(
-                engine,
-                task.questions[:limit],
-                file,
-                max_tokens,
-                samples,
-                sampling,
-                grading=task.grading,
-                on_record=count,
-            )
-            if generated:
-                speed[task.name] = generated / (time.monotonic() - began)
-        runs.append(ModelRun(engine.name, engine.identity, found, speed))
-    asked = {t.name: Asked(t.source, t.digest, limit, t.grader, t.pattern, t.fallback) for t in loaded}
-    return Evaluation(tuple(runs), asked, settings)
-
-
 def joined(evaluations: Sequence[Evaluation]) -> Evaluation:
     """One evaluation of several, all asked alike.
 
@@ -281,7 +195,7 @@ def joined(evaluations: Sequence[Evaluation]) -> Evaluation:
     for other in evaluations[1:]:
         _require_asked_alike(first, other)
     runs = tuple(run for evaluation in evaluations for run in evaluation.runs)
-    _require_own_names([run.name for run in runs])
+    require_own_names([run.name for run in runs])
     return replace(first, runs=runs)
 
 
@@ -312,7 +226,12 @@ def run_named(runs: Sequence[ModelRun], name: str) -> ModelRun:
     raise RpamError(f"{name}: no model of that name was measured; there are {', '.join(r.name for r in runs)}.")
 
 
-def _require_own_names(names: Sequence[str]) -> None:
+def require_own_names(names: Sequence[str]) -> None:
+    """Two models of one name could not be told apart.
+
+    Raises:
+        RpamError: There are such.
+    """
     if doubled := [name for name in names if names.count(name) > 1]:
         raise RpamError(f"two models are named {doubled[0]!r}; rename one, so that tables can tell them apart.")
 
@@ -322,12 +241,6 @@ def _require_asked_alike(one: Evaluation, other: Evaluation) -> None:
         raise RpamError(
             f"can't compare: one was asked {_asked(one)}, the other {_asked(other)}; evaluate both in the same way."
         )
-
-
-def _file_name(task: Task, settings: Settings) -> str:
-    """One file for a task and a way of sampling; samples and questions may grow in number."""
-    asked = json.dumps([task.name, asdict(settings.sampling), settings.max_tokens, RECORD_VERSION])
-    return f"{task.name}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}.jsonl"
 
 
 def _asked(evaluation: Evaluation) -> str:

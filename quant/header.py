@@ -70,7 +70,7 @@ def read_header(file: Path) -> Header:
     try:
         with file.open("rb") as stream:
             if stream.read(4) != b"GGUF":
-                raise RpamError(f"{file}: is no GGUF file.")
+                raise RpamError(f"{file}: is no GGUF file; name one that ends in .gguf, or write it again.")
             stream.seek(8)
             tensors, values = _number(stream, "Q"), _number(stream, "Q")
             found = dict(_entry(stream) for _ in range(values))
@@ -80,7 +80,7 @@ def read_header(file: Path) -> Header:
             begin = -(-stream.tell() // align) * align
             return Header(named, [replace(info, offset=begin + info.offset) for info in infos])
     except FileNotFoundError:
-        raise RpamError(f"{file}: no such GGUF file.") from None
+        raise RpamError(f"{file}: no such GGUF file; check the path.") from None
     except (struct.error, ValueError, KeyError) as error:
         raise RpamError(f"{file}: its header can't be read ({error}); write the file again.") from None
 

@@ -70,11 +70,13 @@ def read_imatrix(path: Path) -> dict[str, Inputs]:
     try:
         reader = gguf.GGUFReader(path)
     except (OSError, ValueError, IndexError) as error:
-        raise RpamError(f"{path}: can't be read as an imatrix GGUF ({error}).") from None
+        raise RpamError(
+            f"{path}: can't be read as an imatrix GGUF ({error}); check the path, or make it again with `rpam imatrix`."
+        ) from None
     tensors = {t.name: np.array(t.data, dtype=np.float32) for t in reader.tensors}
     names = [name.removesuffix(_SUM) for name in tensors if name.endswith(_SUM)]
     if not names or any(name + _COUNT not in tensors for name in names):
-        raise RpamError(f"{path}: is no imatrix GGUF (no `*{_SUM}` with `*{_COUNT}`).")
+        raise RpamError(f"{path}: is no imatrix GGUF (no `*{_SUM}` with `*{_COUNT}`); check the path.")
     return {
         name: Inputs(tensors[name + _SUM].reshape(-1), int(tensors[name + _COUNT].reshape(-1)[0])) for name in names
     }

@@ -99,7 +99,8 @@ def _compare_tokens(
             )
             raise RpamError(
                 f"{file}: not proven, its tokens differ from the checkpoint's on {text[:60]!r} at token {first} "
-                f"({list(own)[first : first + 3]} there, {list(other)[first : first + 3]} in llama.cpp)."
+                f"({list(own)[first : first + 3]} there, {list(other)[first : first + 3]} in llama.cpp); "
+                "export again, and if it stays so, report it."
             )
 
 
@@ -113,12 +114,15 @@ def _compare_logits(file: Path, file_type: str, text: str, expected: np.ndarray,
     if not difference <= tolerance:
         raise RpamError(
             f"{file}: not proven, its logits differ from the checkpoint's by {difference:.2g} of the largest on "
-            f"{text[:60]!r}; {file_type} allows {tolerance:g}."
+            f"{text[:60]!r}; {file_type} allows {tolerance:g}; export again, and if it stays so, report it."
         )
     ordered = np.sort(expected, axis=-1)
     clear = ordered[:, -1] - ordered[:, -2] > 2 * tolerance * np.abs(expected).max()
     if (wrong := clear & (expected.argmax(-1) != found.argmax(-1))).any():
-        raise RpamError(f"{file}: not proven, another token is likeliest on {text[:60]!r} at {int(wrong.argmax())}.")
+        raise RpamError(
+            f"{file}: not proven, another token is likeliest on {text[:60]!r} at {int(wrong.argmax())}; "
+            "export again, and if it stays so, report it."
+        )
 
 
 def _answer(file: Path, asked: Path, answer: Path, threads: int) -> None:

@@ -134,7 +134,10 @@ def gguf_names(names: Sequence[str], config: dict[str, Any], folder: Path) -> di
     for name in names:
         gguf_name = table.get_name(name, try_suffixes=(".weight", ".bias"))
         if gguf_name is None:
-            raise RpamError(f"{folder}: tensor {name!r} has no place in a {config['model_type']} GGUF file.")
+            raise RpamError(
+                f"{folder}: tensor {name!r} has no place in a {config['model_type']} GGUF file; "
+                "take it out of the checkpoint, or check `model_type` in config.json."
+            )
         result[name] = gguf_name
     return result
 

@@ -5,14 +5,9 @@ llama-cpp-python's high-level `Llama` decodes one sequence at a time; how many s
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
-import signal
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -22,36 +17,15 @@ import numpy as np
 from jinja2.exceptions import TemplateError
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
+from quant.engines import llama_library
 from quant.engines.base import Completion, Request
 from quant.engines.batching import Decoder, Slot, run
+from quant.engines.llama_library import last_log_line, load_model, new_context
 from rpam_lite.checkpoint.think import ends_in_open_block
 from rpam_lite.errors import RpamError
 
 # Of a streamed request's prompt, tokens in one pass: between passes it can be stopped.
 _PROMPT_PASS = 512
-_log_tail: deque[str] = deque(maxlen=20)
-
-
-@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
-def _keep_log(level: int, text: bytes, user_data: ctypes.c_void_p) -> None:
-    """llama.cpp writes to stderr otherwise; the last lines are kept for error messages."""
-    _log_tail.append(text.decode("utf-8", errors="replace"))
-
-
-@contextmanager
-def _interrupts_wait() -> Iterator[None]:
-    """Let Ctrl-C wait until llama.cpp returns: raised inside the log function it would be dropped without a word."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    came: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if came:
-        raise KeyboardInterrupt
 
 
 class LlamaCppEngine:
@@ -68,19 +42,10 @@ class LlamaCppEngine:
     """
 
     def __init__(self, path: Path, parallel: int = 16, threads: int = 2, context: int | None = None) -> None:
-        if not path.is_file():
-            raise RpamError(f"{path}: no such GGUF file.")
-        llama_cpp.llama_log_set(_keep_log, ctypes.c_void_p(0))
-        llama_cpp.llama_backend_init()
-        _log_tail.clear()
+        self._model = load_model(path)
+        self._vocab = llama_cpp.llama_model_get_vocab(self._model)
         self.path, self.parallel, self.threads, self.context = path, parallel, threads, context
         self.name = path.stem
-        with _interrupts_wait():
-            model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
-        if model is None:
-            raise RpamError(f"{path}: llama.cpp can't load it ({_last_log_line()}).")
-        self._model = model
-        self._vocab = llama_cpp.llama_model_get_vocab(model)
         self._pieces: dict[int, bytes] = {}
 
     def close(self) -> None:
@@ -118,12 +83,7 @@ class LlamaCppEngine:
 
     def metadata(self, key: str) -> str | None:
         """One metadata value of the file as text; None if it has no such key."""
-        length = llama_cpp.llama_model_meta_val_str(self._model, key.encode(), None, 0)
-        if length < 0:
-            return None
-        buffer = ctypes.create_string_buffer(length + 1)
-        llama_cpp.llama_model_meta_val_str(self._model, key.encode(), buffer, length + 1)
-        return buffer.value.decode("utf-8")
+        return llama_library.metadata(self._model, key)
 
     def chat_prompt(self, question: str) -> tuple[int, ...]:
         """Token ids of one user turn in the file's own chat template, ready for an answer.
@@ -147,7 +107,9 @@ class LlamaCppEngine:
         try:
             rendered = self._chat_formatter(messages=[dict(message) for message in messages])
         except (TemplateError, ValueError) as error:
-            raise RpamError(f"{self.path}: its chat template fails ({error}).") from None
+            raise RpamError(
+                f"{self.path}: its chat template fails ({error}); mend the template and export again."
+            ) from None
         return str(rendered.prompt)
 
     @cached_property
@@ -164,10 +126,7 @@ class LlamaCppEngine:
 
     def tokenize(self, text: str) -> tuple[int, ...]:
         """Token ids of `text`, markers such as <think> parsed, nothing added."""
-        data = text.encode("utf-8")
-        ids = (llama_cpp.llama_token * (len(data) + 8))()
-        count = llama_cpp.llama_tokenize(self._vocab, data, len(data), ids, len(ids), False, True)
-        return tuple(ids[:count])
+        return llama_library.tokenize(self._vocab, text)
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
         """Complete all requests, yielding each as it ends.
@@ -237,7 +196,9 @@ class LlamaCppEngine:
         """Whether prompt and answer fit the context."""
         length = len(request.prompt)
         if length == 0:
-            raise RpamError(f"{self.path}: the prompt of {request.key} is empty.")
+            raise RpamError(
+                f"{self.path}: the prompt of {request.key} is empty; ask something, or leave the question out."
+            )
         if self.context is not None and length + request.max_tokens > self.context:
             raise RpamError(
                 f"{self.path}: the prompt of {request.key} has {length} tokens and its answer may have "
@@ -245,7 +206,10 @@ class LlamaCppEngine:
             )
 
     def _fail(self, status: int) -> None:
-        raise RpamError(f"{self.path}: llama.cpp failed to decode (status {status}; {_last_log_line()}).")
+        raise RpamError(
+            f"{self.path}: llama.cpp failed to decode (status {status}; {last_log_line()}); "
+            "run it again, and with fewer `parallel`."
+        )
 
     def _advance(self, decoder: Decoder, slot: Slot, row: int) -> bool:
         """Draw the slot's next token; whether that ends it."""
@@ -275,34 +239,23 @@ class LlamaCppEngine:
         )
 
     def _new_context(self, parallel: int, room: int) -> Any:
-        params = llama_cpp.llama_context_default_params()
-        params.n_seq_max = parallel
-        params.n_ctx = parallel * room
-        params.n_batch = params.n_ctx
-        params.n_threads = params.n_threads_batch = self.threads
-        with _interrupts_wait():
-            context = llama_cpp.llama_init_from_model(self._model, params)
-        if context is None:
-            raise RpamError(
-                f"{self.path}: llama.cpp can't make a context of {params.n_ctx} tokens ({_last_log_line()}); "
-                "lower `parallel` or `max_tokens`."
-            )
-        return context
+        size = parallel * room
+        return new_context(
+            self._model,
+            self.path,
+            "lower `parallel` or `max_tokens`",
+            n_seq_max=parallel,
+            n_ctx=size,
+            n_batch=size,
+            n_threads=self.threads,
+            n_threads_batch=self.threads,
+        )
 
     def _piece(self, token: int) -> bytes:
         if token not in self._pieces:
-            # With too small a buffer it gives the negative of the length that is needed.
-            length = abs(llama_cpp.llama_token_to_piece(self._vocab, token, None, 0, 0, True))
-            buffer = ctypes.create_string_buffer(max(1, length))
-            llama_cpp.llama_token_to_piece(self._vocab, token, buffer, length, 0, True)
-            self._pieces[token] = buffer.raw[:length]
+            self._pieces[token] = llama_library.token_bytes(self._vocab, token)
         return self._pieces[token]
 
     def _named_token(self, name: str) -> str:
         number = self.metadata(f"tokenizer.ggml.{name}_token_id")
         return "" if number is None else self._piece(int(number)).decode("utf-8", errors="replace")
-
-
-def _last_log_line() -> str:
-    lines = [line.strip() for line in "".join(_log_tail).splitlines() if line.strip()]
-    return lines[-1] if lines else "llama.cpp gave no reason"

@@ -10,6 +10,7 @@ from typing import Any
 import llama_cpp
 
 from quant.engines.llama_cpp import LlamaCppEngine
+from quant.engines.llama_library import last_log_line, new_context
 from rpam_lite.errors import RpamError
 
 CHUNK = 64  # tokens a pass
@@ -51,7 +52,9 @@ class Reader:
                 self.batch.logits[row] = start + row >= first
             self.batch.n_tokens = len(part)
             if (status := llama_cpp.llama_decode(self.context, self.batch)) != 0:
-                raise RpamError(f"{self.engine.path}: llama.cpp failed to decode (status {status}).")
+                raise RpamError(
+                    f"{self.engine.path}: llama.cpp failed to decode (status {status}; {last_log_line()}); try again."
+                )
             yield max(0, start + len(part) - max(first, start))
 
 
@@ -67,16 +70,15 @@ def open_reader(engine: LlamaCppEngine, longest: int, **settings: Any) -> Iterat
     Raises:
         RpamError: llama.cpp can't make the context (memory).
     """
-    params = llama_cpp.llama_context_default_params()
-    params.n_ctx = -(-longest // 256) * 256
-    params.n_batch = params.n_ubatch = CHUNK
-    params.n_seq_max = 1
-    params.n_threads = params.n_threads_batch = engine.threads
-    for name, value in settings.items():
-        setattr(params, name, value)
-    context = llama_cpp.llama_init_from_model(engine.handle, params)
-    if context is None:
-        raise RpamError(f"{engine.path}: llama.cpp can't make a context of {params.n_ctx} tokens; shorten the texts.")
+    asked = {
+        "n_ctx": -(-longest // 256) * 256,
+        "n_batch": CHUNK,
+        "n_ubatch": CHUNK,
+        "n_seq_max": 1,
+        "n_threads": engine.threads,
+        "n_threads_batch": engine.threads,
+    }
+    context = new_context(engine.handle, engine.path, "shorten the texts", **asked | settings)
     batch = llama_cpp.llama_batch_init(CHUNK, 0, 1)
     try:
         yield Reader(engine, context, batch)

@@ -94,7 +94,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise RpamError(f"{path}: {what} is missing.") from None
+        raise RpamError(f"{path}: {what} is missing; check the path, or restore the file.") from None
     except (ValueError, RecursionError) as error:
         raise RpamError(f"{path}: {what} is not valid JSON ({error}); restore the file.") from None
     if not isinstance(value, dict):

@@ -89,7 +89,9 @@ def _extent(file: Path, size: int, name: str, entry: object, start_of_data: int)
     if not all(type(n) is int and n >= 0 for n in numbers) or not isinstance(kind, str):
         raise RpamError(_damaged(file, size, f"its header describes {name!r} wrongly"))
     if kind not in DTYPES:
-        raise RpamError(f"{file}: tensor {name} has the type {kind}, which can't be merged.")
+        raise RpamError(
+            f"{file}: tensor {name} has the type {kind}, which can't be merged; save the checkpoint in bfloat16."
+        )
     if stop - start != prod(shape) * DTYPES[kind].itemsize:
         raise RpamError(_damaged(file, size, f"{name!r} of shape {tuple(shape)} has {stop - start} bytes"))
     return Extent(file, start_of_data + start, stop - start, DTYPES[kind], tuple(shape))

@@ -137,7 +137,7 @@ class CheckpointSource:
                 f"{self.folder}: holds pickle weights (.bin) only, which can run code when read; "
                 "convert them with transformers: save_pretrained(..., safe_serialization=True)."
             )
-        raise RpamError(f"{self.folder}: has neither model.safetensors nor {INDEX}.")
+        raise RpamError(f"{self.folder}: has neither model.safetensors nor {INDEX}; download it whole.")
 
     def _refuse_another_index(self, named: dict[str, str]) -> None:
         """The index and the shards must tell the same of every tensor."""

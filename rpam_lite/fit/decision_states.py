@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,14 +14,21 @@ from rpam_lite.streaming.activations import CalibrationSet
 from rpam_lite.streaming.ends import Ends
 from rpam_lite.streaming.merged import LambdaOf, merged_tensor
 from rpam_lite.streaming.next_token import merged_tail
-from rpam_lite.streaming.passes import Streamed, hidden_states
+from rpam_lite.streaming.passes import Streamed, states_at
+from rpam_lite.streaming.store import StoreName
 
 MOST_ELSEWHERE = 4096  # positions within answers
 
 
 @torch.no_grad()
 def decision_states(
-    model: Streamed, prompts: Sequence[torch.Tensor], answers: CalibrationSet, token: int, micro_tokens: int
+    model: Streamed,
+    prompts: Sequence[torch.Tensor],
+    answers: CalibrationSet,
+    token: int,
+    micro_tokens: int,
+    kind: StoreName,
+    scratch: Path,
 ) -> DecisionStates:
     """Run the merge over prompts and whole answers.
 
@@ -30,19 +38,28 @@ def decision_states(
         answers: Questions with an answer of either parent.
         token: The one that opens Long's answers.
         micro_tokens: Padded tokens of a micro-batch at most.
+        kind: Where one layer's states of all of them are kept.
+        scratch: A folder for them, used by `disk`.
     """
     ids = [*prompts, *answers.token_ids]
-    outputs: list[torch.Tensor] = []
-    for _, outputs in hidden_states(model, ids, micro_batches([len(t) for t in ids], micro_tokens)):  # noqa: B007
-        pass  # of the last decoder layer, at the end
-    # The state that chooses an answer's first token is a decision; all that follow are within the answer.
-    places = [(q, int(at)) for q in range(len(answers)) for at in answers.target_positions(q)[1:]]
-    every = max(1, -(-len(places) // MOST_ELSEWHERE))
-    inside = torch.stack([outputs[len(prompts) + q][at] for q, at in places[::every]])
-    decisions = _normed(model, torch.stack([h[-1] for h in outputs[: len(prompts)]]))
-    elsewhere = _normed(model, inside)
+    last = [torch.tensor([len(prompt) - 1]) for prompt in prompts]
+    positions = [*last, *_within(answers)]
+    batches = micro_batches([len(t) for t in ids], micro_tokens)
+    states = torch.cat(states_at(model, ids, positions, batches, kind, scratch))
+    decisions, elsewhere = _normed(model, states[: len(prompts)]), _normed(model, states[len(prompts) :])
     seen, gaps = zip(*(_seen(model, states, token, micro_tokens) for states in (decisions, elsewhere)), strict=True)
     return DecisionStates(seen[0], gaps[0], seen[1], gaps[1])
+
+
+def _within(answers: CalibrationSet) -> list[torch.Tensor]:
+    """Positions within every answer, so many of all that there are MOST_ELSEWHERE at most, evenly spread.
+
+    The state that chooses an answer's first token is a decision; all that follow are within the answer.
+    """
+    positions = [answers.target_positions(q)[1:] for q in range(len(answers))]
+    numbers = torch.split(torch.arange(sum(len(p) for p in positions)), [len(p) for p in positions])
+    every = max(1, -(-sum(len(p) for p in positions) // MOST_ELSEWHERE))
+    return [p[n % every == 0] for p, n in zip(positions, numbers, strict=True)]
 
 
 def _seen(model: Streamed, normed: torch.Tensor, token: int, micro_tokens: int) -> tuple[Vector, Vector]:

@@ -105,7 +105,10 @@ class Models:
         is_long = self.calibration_set().is_long.tolist()
         found = [q for q, long in enumerate(is_long) if long == (label == "long")][:most]
         if not found:
-            raise RpamError(f"The calibration set holds no {label} question, and this method needs some.")
+            raise RpamError(
+                f"The calibration set holds no {label} question, and this method needs some; "
+                "add questions that only one parent solves."
+            )
         return found
 
 

@@ -96,7 +96,7 @@ def _compare_headers(merged: CheckpointSource, source: ExactSource) -> None:
                 f"{source.dtype} of shape {source.shape(name)}; merge again."
             )
     if merged.config.get("tie_word_embeddings") and HEAD in merged.names() and not _same(merged, HEAD, EMBEDDING):
-        raise RpamError(f"{merged.folder}: its config ties the head to the embedding, and {HEAD} differs from it.")
+        raise RpamError(f"{merged.folder}: its config ties the head to the embedding, and {HEAD} differs; merge again.")
 
 
 def _same(merged: CheckpointSource, one: str, other: str) -> bool:

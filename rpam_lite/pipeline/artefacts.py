@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rpam_lite.pipeline.stage import Run
+from rpam_lite.recipe import Recipe
 
 SCRATCH = "scratch"  # encoded layers and states of an unfinished stage
 
@@ -27,6 +28,16 @@ def exported_gguf(run: Run) -> Path:
 def quantized_gguf(run: Run, type_name: str) -> Path:
     """The merge, quantized."""
     return run.of("quantize") / f"{run.recipe.name}-{type_name.lower()}.gguf"
+
+
+def gguf_stage(recipe: Recipe) -> str:
+    """The stage that makes the GGUF files to pass on: `export` where the recipe quantizes nothing."""
+    return "quantize" if recipe.quantize.types else "export"
+
+
+def gguf_files(run: Run) -> list[Path]:
+    """The GGUF files to pass on, all in one folder: the quantized ones, or the unquantized one."""
+    return [quantized_gguf(run, name) for name in run.recipe.quantize.types] or [exported_gguf(run)]
 
 
 def imatrix_file(run: Run) -> Path:

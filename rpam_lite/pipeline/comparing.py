@@ -52,7 +52,9 @@ def compare_measured(given: Sequence[Path], chosen: Sequence[str]) -> Comparison
     sides = [_measured(path, label, chosen) for path, label in zip(given, _labels(given), strict=True)]
     measured = {model.name for side in sides for model in side.models}
     if unknown := [name for name in chosen if name not in measured]:
-        raise RpamError(f"--model {unknown[0]}: none of them has a model of that name.")
+        raise RpamError(
+            f"--model {unknown[0]}: none of them has a model of that name, but {', '.join(sorted(measured))}."
+        )
     first = sides[0]
     sides = [first, *(_on_tasks_of(first, side) for side in sides[1:])]
     for side in sides[1:]:

@@ -131,9 +131,10 @@ def states_of(run: Run, fitted: Coefficients) -> DecisionStates:
     release_memory(device_of(run.recipe.memory))  # what the fit held is free for this
     planned = plan_recipe(run.recipe, answers, run.folder, run.of("capture"))
     with advice(planned):
-        source, ends = open_weights(planned, [*prompts, *answers.token_ids], run.of("fit") / SCRATCH)
-        model = Streamed(source, ends, _lambda_of(fitted, planned.skeleton.device), planned.plan.way.dtype)
-        return decision_states(model, prompts, answers, token, planned.plan.way.micro_tokens)
+        way, scratch = planned.plan.way, run.of("fit") / SCRATCH
+        source, ends = open_weights(planned, [*prompts, *answers.token_ids], scratch)
+        model = Streamed(source, ends, _lambda_of(fitted, planned.skeleton.device), way.dtype)
+        return decision_states(model, prompts, answers, token, way.micro_tokens, way.store, scratch / "decisions")
 
 
 def _lambda_of(fitted: Coefficients, device: torch.device) -> LambdaOf:

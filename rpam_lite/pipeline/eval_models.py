@@ -44,7 +44,8 @@ def evaluate_models(
         progress: Told of every completion.
         strict: Whether the grader `math` takes boxed answers only, as where a recipe is measured.
     """
-    from quant.evaluation import evaluate, joined
+    from quant.evaluating import evaluate
+    from quant.evaluation import joined, require_own_names
     from quant.tasks.catalog import load_tasks
 
     if filed_as and len(models) > 1:
@@ -59,8 +60,7 @@ def evaluate_models(
     found: list[Evaluation] = []
     for model in models:
         engine = opened(model)
-        if any(run.name == engine.name for evaluation in found for run in evaluation.runs):
-            raise RpamError(f"two models are named {engine.name!r}; rename one, so that tables can tell them apart.")
+        require_own_names([run.name for evaluation in found for run in evaluation.runs] + [engine.name])
         step = progress.start(f"measuring {engine.name}", asked)
         try:
             found.append(
@@ -141,9 +141,9 @@ def named_tasks(
     Args:
         tasks: Names of the catalogue, or files.
         fields: Of the question, the answer and the level.
-        grader: As in `quant.tasks.questions.TaskFile`, like
-        pattern: and
-        instruction: this.
+        grader: Of files, as in `quant.tasks.questions.TaskFile`.
+        pattern: Of the grader "regex", as there.
+        instruction: Added to every question, as there.
     """
     from quant.tasks.benchmarks import benchmark_named
     from quant.tasks.questions import TaskFile
@@ -169,9 +169,9 @@ def check_wishes(long: str, short: str, plot: Path | None) -> None:
 
 def _require_models(models: Sequence[str]) -> None:
     """Before tasks are loaded and models measured, which may take long."""
-    stems = [Path(model).stem for model in models if Path(model).is_file()]
-    if doubled := [stem for stem in stems if stems.count(stem) > 1]:
-        raise RpamError(f"two models are named {doubled[0]!r}; rename one, so that tables can tell them apart.")
+    from quant.evaluation import require_own_names
+
+    require_own_names([Path(model).stem for model in models if Path(model).is_file()])
     for model in models:
         if not model.startswith(("http://", "https://")) and not Path(model).exists():
             raise RpamError(f"{model}: no such model; give a GGUF file, a Hugging Face folder or a server's address.")
@@ -184,8 +184,8 @@ def tell(
 
     Args:
         evaluation: What was measured.
-        long: Name of the Long parent among its models, and
-        short: of the Short one, for the measures of adaptivity; empty to leave them out.
+        long: Name of the Long parent among its models, for the measures of adaptivity; empty to leave them out.
+        short: Of the Short parent, likewise.
         curve: Names of interpolations in order of lambda, for the comparison at equal tokens.
         budgets: Of generated tokens, for accuracy within them.
         plot: Where to draw accuracy against tokens.

@@ -37,7 +37,10 @@ def write_mergekit(run: Run, file: Path) -> None:
     recipe = run.recipe
     _require_fit(run)
     if recipe.merge.method != OURS:
-        raise RpamError(f"`merge.method` {recipe.merge.method!r}: only fitted coefficients are written for mergekit.")
+        raise RpamError(
+            f"`merge.method` {recipe.merge.method!r}: only fitted coefficients are written for mergekit; "
+            "set `merge.method: rpam`."
+        )
     fitted = coefficients.load(run.of("fit") / "coefficients.json")
     if fitted.decision is not None:
         raise RpamError(f"The merge has a decision row, for which mergekit has no place; {_WITHOUT_ROW}")
@@ -47,7 +50,10 @@ def write_mergekit(run: Run, file: Path) -> None:
             "A parent is a LoRA adapter, which a mergekit recipe of ours can't name; merge it with peft first."
         )
     if isinstance(long, AlignedSource) or isinstance(short, AlignedSource):
-        raise RpamError("The parents' vocabularies differ, and mergekit would mix rows of different tokens by id.")
+        raise RpamError(
+            "The parents' vocabularies differ, and mergekit would mix rows of different tokens by id; "
+            "take the merged checkpoint as it is."
+        )
     skeleton = Skeleton(donor.folder)
     layers = [
         [skeleton.checkpoint_name(i, tensor) for tensor in skeleton.layer_tensors(i)] for i in range(skeleton.layers)

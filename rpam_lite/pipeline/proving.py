@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rpam_lite.checkpoint.source import TensorSource
 
 # Beside some of the recipe's own questions.
+_AGAIN = "export again, and if it stays so, report it."
 _TEXT = "<|im_start|>x<think>\n\n 12 é 漢 </think>"
 _QUESTIONS, _SAMPLED = 3, 24
 
@@ -71,19 +72,19 @@ def compare_tensors(
     there = {tensor.name: tensor for tensor in read_header(file).tensors}
     wanted = {entry.name: entry for entry in entries(source, config, donor, file_type)}
     if lone := sorted(there.keys() ^ wanted.keys()):
-        raise RpamError(f"{file}: not proven, {lone[0]} is missing or is one too many.")
+        raise RpamError(f"{file}: not proven, {lone[0]} is missing or is one too many; {_AGAIN}")
     compared = 0
     chosen = random.Random(seed).sample(sorted(wanted), min(_SAMPLED, len(wanted)))
     for name, entry in wanted.items():
         found = there[name]
         if found.shape != tuple(reversed(entry.shape)) or found.kind != entry.kind:
-            raise RpamError(f"{file}: not proven, {name} is {found.kind.name} of shape {found.shape}.")
+            raise RpamError(f"{file}: not proven, {name} is {found.kind.name} of shape {found.shape}; {_AGAIN}")
         if name in chosen:
             rows = next(entry.chunks())
             own = bytes(encode(rows, entry))
             with file.open("rb") as stream:
                 stream.seek(found.offset)
                 if stream.read(len(own)) != own:
-                    raise RpamError(f"{file}: not proven, the values of {name} are not those of the checkpoint.")
+                    raise RpamError(f"{file}: not proven, the values of {name} are not the checkpoint's; {_AGAIN}")
             compared += rows.numel()
     return compared

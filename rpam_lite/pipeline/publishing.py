@@ -12,23 +12,23 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rpam_lite import __version__
-from rpam_lite.checkpoint.files import read_json
 from rpam_lite.checkpoint.hub import readable_name
 from rpam_lite.checkpoint.publish import Repository, check_name, check_token, licence_on_hub, upload
 from rpam_lite.errors import RpamError
-from rpam_lite.pipeline.artefacts import exported_gguf, imatrix_file, merged_folder, quantized_gguf
-from rpam_lite.pipeline.manifest import is_done
+from rpam_lite.pipeline.artefacts import gguf_files, gguf_stage, imatrix_file, merged_folder
 from rpam_lite.pipeline.ollama import modelfile_of
 from rpam_lite.pipeline.ollama import settings as ollama_settings
-from rpam_lite.pipeline.reporting import CARD
+from rpam_lite.pipeline.reporting import CARD, gguf_card_file, merge_card_file
 from rpam_lite.pipeline.stage import Run
-from rpam_lite.pipeline.trip import STAGES, require_files
+from rpam_lite.pipeline.trip import require_files
 from rpam_lite.pipeline.using import use_on_hub
+from rpam_lite.recipe import Recipe
+from rpam_lite.report.commands import Use
 from rpam_lite.report.data import Licence, Parent
 from rpam_lite.report.licences import UNKNOWN, merged_licence, read_licence, what_follows
-from rpam_lite.report.published import gguf_card, measured_gguf_card, merge_card
+from rpam_lite.report.published import published_gguf, published_merge
 
-PARTS = {"merged": "merge", "gguf": "quantize", "report": "report"}
+PARTS = ("merged", "gguf", "report")
 _REPORT_FILES = ("fit/coefficients.json", "eval/evaluation.json", "divergence/divergence.json", "merge/verify.json")
 _TEXT = (".md", ".html", ".json", "")
 
@@ -61,9 +61,8 @@ def publish(run: Run, to: str, parts: Sequence[str], private: bool, dry_run: boo
     """
     check_name(to)
     for part in parts:
-        require_files(PARTS[part], "publish", run)
-    if "gguf" in parts and not run.recipe.quantize.types:
-        require_files("export", "publish", run)
+        for stage in _made_by(part, run.recipe):
+            require_files(stage, "publish", run)
     if not dry_run:
         check_token([to])
     licence = _licence(run, ask_hub=not dry_run, say=say)
@@ -79,9 +78,15 @@ def publish(run: Run, to: str, parts: Sequence[str], private: bool, dry_run: boo
         say(f"there now: {upload(repository, private, f'{run.recipe.name}, by rpam_lite {__version__}', say)}")
 
 
+def _made_by(part: str, recipe: Recipe) -> tuple[str, ...]:
+    """The stages whose files a part is made of; the report stage writes the card of the GGUF files."""
+    return {"merged": ("merge",), "gguf": (gguf_stage(recipe), "report"), "report": ("report",)}[part]
+
+
 def repositories_of(run: Run, to: str, parts: Sequence[str], licence: Licence) -> list[Repository]:
     """What goes where."""
-    use = use_on_hub(run, to, f"{to}-GGUF")
+    gguf_repository = f"{to}-GGUF"
+    use = use_on_hub(run, to, gguf_repository)
     repositories = []
     files: dict[str, Path] = {}
     texts: dict[str, str] = {}
@@ -93,40 +98,30 @@ def repositories_of(run: Run, to: str, parts: Sequence[str], licence: Licence) -
         there = [run.folder / name for name in _REPORT_FILES if (run.folder / name).is_file()]
         files |= {f"report/{file.name}": file for file in there}
     if "merged" in parts:
-        merged = merged_folder(run)
-        files |= {file.name: file for file in sorted(merged.iterdir()) if file.is_file() and file.name != CARD}
-        card = (merged / CARD).read_text(encoding="utf-8")
-        texts[CARD] = merge_card(card, use, licence, "report" in parts)
+        merged = sorted(merged_folder(run).iterdir())
+        files |= {file.name: file for file in merged if file.is_file() and file.name != CARD}
+        card = merge_card_file(run).read_text(encoding="utf-8")
+        texts[CARD] = published_merge(card, use, licence, "report" in parts)
     if files:
         repositories.append(Repository(to, files, texts))
     if "gguf" in parts:
-        repositories.append(_gguf_repository(run, to, licence))
+        repositories.append(_gguf_repository(run, gguf_repository, use, licence))
     return repositories
 
 
-def _gguf_repository(run: Run, to: str, licence: Licence) -> Repository:
-    types = run.recipe.quantize.types
-    models = [quantized_gguf(run, name) for name in types] or [exported_gguf(run)]
+def _gguf_repository(run: Run, name: str, use: Use, licence: Licence) -> Repository:
+    models = gguf_files(run)
     files = {file.name: file for file in models}
     files |= {modelfile_of(file).name: modelfile_of(file) for file in models if modelfile_of(file).is_file()}
     if run.recipe.quantize.imatrix and (matrix := imatrix_file(run)).is_file():
         files[matrix.name] = matrix
-    measured = run.of("divergence") / "divergence.json"
-    rows = read_json(measured, "the divergences")["files"] if measured.is_file() else {}
-    losses = {quantized_gguf(run, name).name: rows[name]["mean"] for name in types if name in rows}
     settings = ollama_settings(run)
     # For `ollama run hf.co/...`, which reads no Modelfile.
     texts = {"params": json.dumps({**settings.parameters, "stop": list(settings.stops)}, ensure_ascii=False) + "\n"}
     if settings.system:
         texts["system"] = settings.system
-    sizes = {file.name: file.stat().st_size for file in models}
-    use, own = use_on_hub(run, to, f"{to}-GGUF"), run.of("quantize") / CARD
-    texts[CARD] = (
-        measured_gguf_card(own.read_text(encoding="utf-8"), use, licence)
-        if own.is_file() and is_done(STAGES["report"], STAGES, run)
-        else gguf_card(use, sizes, losses, licence)
-    )
-    return Repository(f"{to}-GGUF", files, texts)
+    texts[CARD] = published_gguf(gguf_card_file(run).read_text(encoding="utf-8"), use, licence)
+    return Repository(name, files, texts)
 
 
 def listing(repository: Repository) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rpam_lite.checkpoint.files import write_text
-from rpam_lite.pipeline.artefacts import exported_gguf, imatrix_file, merged_folder, quantized_gguf
+from rpam_lite.pipeline.artefacts import exported_gguf, gguf_stage, imatrix_file, merged_folder, quantized_gguf
 from rpam_lite.pipeline.stage import Run
 from rpam_lite.pipeline.using import use_of, write_use
 from rpam_lite.recipe import OURS, Recipe
@@ -24,7 +24,17 @@ CARD = "README.md"
 
 def completed_files(recipe: Recipe) -> list[str]:
     """The model cards, which lie in folders of other stages; relative to the run folder."""
-    return [f"merge/{recipe.name}/{CARD}", *([f"quantize/{CARD}"] if recipe.quantize.types else [])]
+    return [f"merge/{recipe.name}/{CARD}", f"{gguf_stage(recipe)}/{CARD}"]
+
+
+def merge_card_file(run: Run) -> Path:
+    """The model card of the merged checkpoint; before the report stage, without figures."""
+    return merged_folder(run) / CARD
+
+
+def gguf_card_file(run: Run) -> Path:
+    """The model card beside the GGUF files."""
+    return run.of(gguf_stage(run.recipe)) / CARD
 
 
 def page_of(run: Run) -> Path:
@@ -46,9 +56,8 @@ def run_report(run: Run) -> None:
     write_text(folder / "report.md", markdown(report))
     write_text(page_of(run), page(report))
     write_use(run)
-    write_text(merged_folder(run) / CARD, card(report.origin, report))
-    if run.recipe.quantize.types:
-        write_text(run.of("quantize") / CARD, gguf_card(report))
+    write_text(merge_card_file(run), card(report.origin, report))
+    write_text(gguf_card_file(run), gguf_card(report))
 
 
 def gathered(run: Run, hashed: list[Digest] | None = None) -> Report:

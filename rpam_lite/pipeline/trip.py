@@ -165,7 +165,7 @@ _ORDER = (
         lambda r: r.model_dump(mode="json", exclude={"parents": True, "label": {"questions"}, "eval": {"questions"}}),
         lambda r: [],
         reporting.run_report,
-        version=3,
+        version=4,
         completes=reporting.completed_files,
     ),
 )
@@ -206,7 +206,10 @@ def run_one(name: str, run: Run) -> None:
     if name != "check" and not is_done(STAGES["check"], STAGES, run):
         _run(STAGES["check"], run)
     if not STAGES[name].applies(run.recipe):
-        raise RpamError(f"`merge.method` is {run.recipe.merge.method!r}, which does without {name!r}.")
+        raise RpamError(
+            f"`merge.method` is {run.recipe.merge.method!r}, which does without {name!r}; "
+            "`rpam run` takes the stages that it needs."
+        )
     for needed in needed_by(STAGES[name], STAGES, run.recipe):
         require_files(needed, name, run)
     _run(STAGES[name], run)

@@ -70,9 +70,9 @@ def choose_examples(
 
     Args:
         questions: By key.
-        short: Records of the Short parent, and
-        long: of the Long one, and
-        merge: of the merge, on the same questions.
+        short: Records of the Short parent.
+        long: Of the Long parent, on the same questions.
+        merge: Of the merge, on the same questions.
         long_think_tokens: Think tokens from which an answer is a long one.
     """
     of_short, of_long = _first(short), _first(long)

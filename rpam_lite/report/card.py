@@ -1,19 +1,22 @@
 """Model cards: README.md of the merged folder and of the folder of GGUF files, with the front matter the hub reads.
 
-The merge stage writes the first one with what is known then; the report stage writes both with all figures.
+The merge stage writes the first one with what is known then; the report stage writes both with all figures, and
+`rpam publish` sends both as published.py completes them.
 """
 
 from __future__ import annotations
 
-import yaml
+from collections.abc import Sequence
 
 from rpam_lite.checkpoint.files import size_text
 from rpam_lite.report.commands import as_markdown
 from rpam_lite.report.data import Origin, Report
+from rpam_lite.report.front_matter import joined
 from rpam_lite.report.licences import as_front_matter, merged_licence, what_follows
 from rpam_lite.report.markdown import closing_table, percent, quantization_section, verdict
 
-USE = "## Use"  # heading of the last section
+USE = "## Use"  # heading of the last section, which `rpam publish` replaces with the commands for the hub
+GGUF_PROGRAMS = ("llama.cpp", "Ollama")
 _ARXIV = "2601.03506"
 
 
@@ -24,51 +27,50 @@ def card(origin: Origin, report: Report | None = None) -> str:
         origin: What it was made from.
         report: What was measured; None before anything is.
     """
-    parts = [
-        front_matter(origin, ["merge", "reasoning", "rpam_lite"], "transformers"),
+    sections = [
         f"# {origin.name}\n\n{_summary(origin)}",
         "" if report is None else _measured(report),
         _made_from(origin),
         "" if report is None else _proven(report),
         _licence(origin),
         _method(origin),
-        # Last: `rpam publish` puts the commands for the hub in its place.
         "" if report is None else _usage(report, ("transformers", "vLLM")),
     ]
-    return "\n\n".join(part.strip() for part in parts if part) + "\n"
+    return _card(origin, ["merge", "reasoning", "rpam_lite"], "transformers", sections)
 
 
 def gguf_card(report: Report) -> str:
-    """The model card of the folder of quantized GGUF files."""
-    origin = report.origin
+    """The model card of the folder of GGUF files: of the quantized ones, or of the unquantized one if it is alone."""
+    origin, whole = report.origin, report.files[0]
     imatrix = (
         "weighed by an importance matrix of the merge's own inputs" if report.imatrix else "without importance matrix"
     )
-    parts = [
-        front_matter(origin, ["gguf", "llama.cpp", "merge", "reasoning", "rpam_lite"], None),
-        f"# {origin.name}, GGUF\n\n{_summary(origin)} Quantized for llama.cpp, {imatrix}.",
+    made = (
+        f"Quantized for llama.cpp, {imatrix}."
+        if len(report.files) > 1
+        else f"For llama.cpp, unquantized: {whole.type}, {size_text(whole.size)}."
+    )
+    sections = [
+        f"# {origin.name}, GGUF\n\n{_summary(origin)} {made}",
         _measured(report),
         _made_from(origin),
         _licence(origin),
         _method(origin),
-        _usage(report, ("llama.cpp", "Ollama")),  # last, as above
+        _usage(report, GGUF_PROGRAMS),
     ]
-    return "\n\n".join(part.strip() for part in parts if part) + "\n"
+    return _card(origin, ["gguf", "llama.cpp", "merge", "reasoning", "rpam_lite"], "gguf", sections)
 
 
-def front_matter(origin: Origin, tags: list[str], library: str | None) -> str:
-    """The YAML at the top. Parents that are no hub ids are left out of `base_model`: the hub links what it names."""
+def _card(origin: Origin, tags: list[str], library: str, sections: Sequence[str]) -> str:
+    """Front matter and sections. It leaves parents out that are no ids of the hub, which would link what it names."""
     told: dict[str, object] = {**as_front_matter(merged_licence(origin.parents))}
     both = [p for p in origin.parents if p.role != "base"]
     if named := [p.name for p in both if p.is_on_hub]:
         told |= {"base_model": named, "base_model_relation": "merge"}
-    if library:
-        told["library_name"] = library
-    told |= {"pipeline_tag": "text-generation", "tags": tags}
-    lines = yaml.safe_dump(told, sort_keys=False, allow_unicode=True)
-    unnamed = [p.name for p in both if not p.is_on_hub]
-    note = f"# base_model lacks {' and '.join(unnamed)}: name the hub's ids of these folders.\n" if unnamed else ""
-    return f"---\n{lines}{note}---"
+    told |= {"library_name": library, "pipeline_tag": "text-generation", "tags": tags}
+    unnamed = " and ".join(p.name for p in both if not p.is_on_hub)
+    lacking = f"base_model lacks {unnamed}: name the hub's ids of these folders." if unnamed else ""
+    return joined(told, "\n\n".join(section.strip() for section in sections if section), lacking)
 
 
 def _summary(origin: Origin) -> str:

@@ -6,10 +6,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-
-import yaml
+from typing import Any
 
 from rpam_lite.report.data import Licence, Parent
+from rpam_lite.report.front_matter import split
 
 UNKNOWN = "unknown"
 # How a licence's text begins, by the hub's identifier.
@@ -28,7 +28,7 @@ _PERMISSIVE = {"apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "isc", "cc-b
 
 def read_licence(folder: Path) -> Licence:
     """The licence of a checkpoint: of its README's front matter, else of its LICENSE file, else unknown."""
-    told = front_matter(folder / "README.md")
+    told = _front_matter(folder / "README.md")
     if isinstance(named := told.get("license"), str):
         name, link = (str(told.get(f"license_{key}") or "") for key in ("name", "link"))
         return Licence(named.lower(), name, link, "README.md")
@@ -42,14 +42,12 @@ def read_licence(folder: Path) -> Licence:
     return Licence(UNKNOWN)
 
 
-def front_matter(readme: Path) -> dict[str, object]:
-    """The YAML at the top of a README; empty where there is none that can be read."""
+def _front_matter(readme: Path) -> dict[str, Any]:
+    """That of a README; empty where there is none that can be read."""
     try:
-        text = readme.read_text(encoding="utf-8")
-        found = yaml.safe_load(text.split("---", 2)[1]) if text.startswith("---") else {}
-    except (OSError, ValueError, IndexError, yaml.YAMLError):
+        return split(readme.read_text(encoding="utf-8"))[0]
+    except (OSError, UnicodeError):
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def merged_licence(parents: Sequence[Parent]) -> Licence:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -14,7 +15,7 @@ from rpam_lite.streaming.ends import Ends
 from rpam_lite.streaming.merged import LambdaOf, merged_layer, merged_tensor
 from rpam_lite.streaming.next_token import head_gradient
 from rpam_lite.streaming.skeleton import LayerCall, Skeleton
-from rpam_lite.streaming.store import ActivationStore
+from rpam_lite.streaming.store import ActivationStore, StoreName, open_store
 from rpam_lite.streaming.weights import LayerPairs, WeightSource
 
 OnInput = Callable[[str, torch.Tensor, torch.Tensor], None]
@@ -121,6 +122,58 @@ def hidden_states(
         outputs = run(layer, tensors, streams)
         del tensors
         yield layer, outputs
+
+
+@torch.no_grad()
+def states_at(
+    model: Streamed,
+    token_ids: Sequence[torch.Tensor],
+    positions: Sequence[torch.Tensor],
+    batches: Sequence[Sequence[int]],
+    kind: StoreName,
+    scratch: Path,
+) -> list[torch.Tensor]:
+    """Run questions through the model for some of the last decoder layer's outputs.
+
+    One layer's states of all questions are kept at a time, where the store keeps them.
+
+    Args:
+        model: The model.
+        token_ids: One int64 tensor a question.
+        positions: Of every question, int64 [kept], perhaps none.
+        batches: The questions in micro-batches.
+        kind: Of the store for what goes from layer to layer.
+        scratch: Its folder, used by `disk`; gone afterwards.
+
+    Returns:
+        The outputs [kept, hidden] by question, on the host.
+
+    Raises:
+        RpamError: A hidden state is inf or NaN, or the disk is full.
+    """
+    skeleton = model.skeleton
+    padded = [pad_sequence([token_ids[q] for q in batch], batch_first=True) for batch in batches]
+    shapes = [(*ids.shape, skeleton.config.hidden_size) for ids in padded]
+    store = open_store(kind, scratch, shapes, model.dtype, skeleton.device)
+    calls = []
+    for b, ids in enumerate(padded):
+        first, own = model.enter(ids)
+        store.put(0, b, first)
+        calls.append(own)
+    for layer, pairs in model.source.sweep(range(skeleton.layers)):
+        tensors = model.layer(layer, pairs)
+        for b, batch in enumerate(batches):
+            output = skeleton.run_layer(layer, tensors, store.get(0, b), calls[b][layer])
+            check_finite(output, layer, batch)
+            store.put(0, b, output)
+        del tensors
+    kept = [torch.empty(0)] * len(token_ids)
+    for b, batch in enumerate(batches):
+        states = store.get(0, b)
+        for row, q in enumerate(batch):
+            kept[q] = states[row, positions[q].to(states.device)].cpu()
+    store.drop(0)
+    return kept
 
 
 def weight_gradients(

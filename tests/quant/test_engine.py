@@ -28,13 +28,11 @@ from tests.conftest import make_checkpoint
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    source = CheckpointSource(
-        make_checkpoint(folder / "hf", 5, tokenizer, hidden_size=256, intermediate_size=256, initializer_range=0.2)
-    )
-    write_gguf(source, source.config, source.folder, folder / "model.gguf", "F16", "test")
-    return folder / "model.gguf"
+def model(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("gguf") / "model.gguf"
+    source = CheckpointSource(folder)
+    write_gguf(source, source.config, source.folder, file, "F16", "test")
+    return file
 
 
 def complete(file: Path, parallel: int, requests: list[Request]) -> dict[str, tuple[int, ...]]:

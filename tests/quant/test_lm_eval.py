@@ -21,32 +21,21 @@ from transformers import AutoModelForCausalLM
 
 pytest.importorskip("lm_eval", reason="the extra lm-eval is not installed (pip install 'rpam_lite[lm-eval]')")
 
-from export.gguf.write import write_gguf
 from quant.engines import Completion, Request, Sampling
 from quant.engines.llama_cpp import LlamaCppEngine
 from quant.engines.transformers import TransformersEngine
 from quant.lm_eval import EngineLM, run_lm_eval, sampling_of
 from quant.lm_eval_texts import Texts, texts_of
 from quant.siblings import CarEngine, Gate, Way
-from rpam_lite.checkpoint.source import CheckpointSource
 from rpam_lite.errors import RpamError
-from tests.conftest import make_checkpoint
 
 run_own = partial(run_lm_eval, harness_tasks=False)  # its own tasks are thousands of files
 QUESTIONS = [f"What is {i} + {i}?" for i in range(4)]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
-    path = tmp_path_factory.mktemp("harness") / "hf"
-    return make_checkpoint(path, 5, tokenizer, hidden_size=256, intermediate_size=256, initializer_range=0.2)
-
-
-@pytest.fixture(scope="module")
-def engine(folder: Path) -> Iterator[LlamaCppEngine]:
-    source = CheckpointSource(folder)
-    write_gguf(source, source.config, folder, folder.parent / "model.gguf", "F32", "test")
-    with LlamaCppEngine(folder.parent / "model.gguf", 4, threads=1) as loaded:
+def engine(gguf: Path) -> Iterator[LlamaCppEngine]:
+    with LlamaCppEngine(gguf, 4, threads=1) as loaded:
         yield loaded
 
 

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,14 +16,6 @@ from quant.engines.chat import ChatTokenizer, end_token_ids, token_pieces
 from quant.engines.sampling import draw
 from quant.engines.transformers import TransformersEngine
 from rpam_lite.errors import RpamError
-from tests.conftest import make_checkpoint
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
-    path = tmp_path_factory.mktemp("model") / "hf"
-    # Large weights: the likeliest token stands out, and an end token turns up now and then.
-    return make_checkpoint(path, 5, tokenizer, hidden_size=256, intermediate_size=256, initializer_range=0.2)
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,13 @@ from rpam_lite.preflight import check
 from rpam_lite.recipe import load_recipe
 from rpam_lite.report.card import card, gguf_card
 from rpam_lite.report.data import Licence, Parent
+from rpam_lite.report.front_matter import joined, split
 from rpam_lite.report.gather import gather_origin
 from rpam_lite.report.licences import merged_licence, read_licence, what_follows
-from rpam_lite.report.published import merge_card
+from rpam_lite.report.published import published_gguf, published_merge
 from tests.conftest import ROOT
 from tests.rpam_lite.finished_run import make_run, report_of
+from tests.rpam_lite.test_commands import USE
 
 ORIGIN = {
     "version": "0.1",
@@ -77,13 +79,73 @@ def test_the_card_of_a_finished_run_has_the_figures_of_the_page(tmp_path: Path) 
     assert "They differ" in text
     assert "Keep the copyright notices of both" in text
     assert str(tmp_path) not in text
-    published = merge_card(text, replace(report.use, checkpoint="me/mine", on_hub=True), None, True)
-    assert published.count("from_pretrained(") == text.count("from_pretrained(") == 2
-    assert "me/mine" in published
     of_files = gguf_card(report)
     assert {"gguf", "merge"} <= set(front(of_files)["tags"])
-    assert "library_name" not in front(of_files)
+    assert (front(of_files)["library_name"], front(of_files)["license"]) == ("gguf", "other")
+    assert "Quantized for llama.cpp, weighed by an importance matrix" in of_files
     assert "ollama create mine -f Modelfile.mine-q4_k_m" in of_files
+
+
+def test_the_card_of_an_unquantized_file_says_so(tmp_path: Path) -> None:
+    report = report_of(*make_run(tmp_path, types=()))
+    text = gguf_card(replace(report, use=replace(report.use, gguf="mine-f16.gguf", modelfile="")))
+    assert "For llama.cpp, unquantized: F16, 1000 B." in text
+    assert "importance matrix" not in text
+    assert "Merge f16 (1000 B): **" in text
+    assert "## Quantization" not in text
+    assert "llama-cli -m mine-f16.gguf" in text
+    assert "### Ollama" not in text
+
+
+ON_HUB = replace(USE, on_hub=True, checkpoint="ada/mine", gguf="ada/mine-GGUF:Q4_K_M", modelfile="Modelfile.mine")
+
+
+def test_a_published_card_has_the_commands_for_the_hub_alone(tmp_path: Path) -> None:
+    report = report_of(*make_run(tmp_path))
+    for local, published in (
+        (card(report.origin, report), published_merge(card(report.origin, report), ON_HUB, Licence("mit"), True)),
+        (gguf_card(report), published_gguf(gguf_card(report), ON_HUB, Licence("mit"))),
+    ):
+        said, ending = local.partition("\n## Use\n")[::2]
+        assert ending
+        assert split(said)[1].rstrip() in published
+        assert "\n## Use\n" not in published
+        assert published.count("\n## Use it\n") == 1
+        assert "llama-cli -hf ada/mine-GGUF:Q4_K_M" in published
+        assert "Modelfile.mine-q4_k_m" not in published
+        assert front(published)["license"] == "mit"
+        assert published.endswith(".\n")
+
+
+def test_a_published_card_keeps_its_front_matter() -> None:
+    told = {"license": "mit", "base_model": ["org/a", "org/b"], "base_model_relation": "merge", "tags": ["merge"]}
+    text = joined(told, "# mine")
+    published = published_merge(text, ON_HUB, Licence("apache-2.0"), False)
+    assert front(published) == told
+    assert "# mine\n" in published
+    assert "report/report.md" not in published
+    assert "[report](report/report.md)" in published_merge(text, ON_HUB, Licence("mit"), True)
+    quantized = {"base_model": "ada/mine", "base_model_relation": "quantized"}
+    assert front(published_gguf(text, ON_HUB, Licence("mit"))) == told | quantized
+
+
+def test_front_matter_is_taken_off_and_put_on() -> None:
+    told = {"license": "mit", "title": "a --- b", "tags": ["é"]}
+    assert split(joined(told, "\n# A\n\n---\n\nb\n\n")) == (told, "\n# A\n\n---\n\nb\n")
+    assert joined(told, "# A", "left out: b").splitlines()[-4:] == ["# left out: b", "---", "", "# A"]
+    assert split(joined(told, "# A", "left out: b"))[0] == told
+    for text in ("---\nlicense: mit\n---", "\n--- \nlicense: mit\n---  \n"):
+        assert split(text) == ({"license": "mit"}, "")
+    assert split("---\n---\n# A\n") == ({}, "# A\n")
+    # None that can be read.
+    for text in (
+        "# A\n",
+        "---\nlicense: mit\n",
+        "---\n[: broken\n---\n",
+        "---\n- a\n---\n",
+        "---\nat: 2024-13-01\n---\n",
+    ):
+        assert split(text) == ({}, text)
 
 
 def parents(long: Licence, short: Licence) -> list[Parent]:

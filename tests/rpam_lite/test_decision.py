@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -205,7 +205,10 @@ def test_the_states_and_a_written_merge_with_a_row_agree_with_transformers(any_p
     ends = Ends(long, short, skeleton, [*prompts, trace], chunk_rows=100)
     model = Streamed(source, ends, lambda name: torch.tensor(0.4), torch.float32)
     token = 250
-    states = decision_states(model, prompts, answers, token, micro_tokens=20)
+    states = decision_states(model, prompts, answers, token, 20, "host", any_pair / "states")
+    on_disk = decision_states(model, prompts, answers, token, 20, "disk", any_pair / "states")
+    assert all(np.array_equal(a, b) for a, b in zip(astuple(states), astuple(on_disk), strict=True))
+    assert not list((any_pair / "states").iterdir())
     assert states.elsewhere.shape == (6, 64)  # the trace's answer, without its first and with its end
 
     merged = MergedSource(long, short, scalar(0.4).of, torch.float32)

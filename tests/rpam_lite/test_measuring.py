@@ -61,6 +61,7 @@ def test_an_error_ends_all(rows: dict[Path, Row], monkeypatch: pytest.MonkeyPatc
     with pytest.raises(type(raised)):
         measure_rows(run_with(2, 1), rows, None)  # type: ignore[arg-type]
     assert len(begun) < len(rows)
+    assert told
     assert all(told)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -152,4 +153,6 @@ def test_a_parent_that_is_an_adapter_is_verified_too(tmp_path: Path) -> None:
         folder = tmp_path / str(threads)
         write_checkpoint(source, donor.config, donor.folder, folder, dtype, {}, chunk_values=32 * 341)
         torch.set_num_threads(2)
-        verify(folder, source, donor.config, seed=1)
+        found = verify(folder, source, donor.config, seed=1)
+        assert len(found) == 3 * 9 + 3  # every layer's, the embedding, the last norm and the head
+        assert all(check.compared == prod(source.shape(check.name)) for check in found)
