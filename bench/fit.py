@@ -22,11 +22,12 @@ from typing import Any
 
 import torch
 
+from bench.naive import naive_step
 from bench.problem import EVERY_TERM, TOP_K, capture_questions, captured_problem
 from bench.random_models import make_pair, random_questions
 from rpam_lite.checkpoint.source import CheckpointSource
-from rpam_lite.fit.gradient import joint_gradient, layer_terms
-from rpam_lite.fit.problem import LAYER_TERMS, TERMS, Problem, Stores, weighted_terms
+from rpam_lite.fit.gradient import joint_gradient
+from rpam_lite.fit.problem import Problem, Stores
 from rpam_lite.fit.setup import open_stores, work_size
 from rpam_lite.platform import resident_memory
 from rpam_lite.recipe import Fit
@@ -63,52 +64,16 @@ def streamed_step(folder: Path, way: Way) -> Callable[[], torch.Tensor]:
     return lambda: joint_gradient(problem, values, stores, lambda vector: vector)[1]
 
 
-def naive_step(folder: Path) -> Callable[[], torch.Tensor]:
-    """The same gradient with both parents and the merge resident, one graph a micro-batch."""
+def naive(folder: Path) -> Callable[[], torch.Tensor]:
+    """The same gradient with both parents and the merge resident."""
     from transformers import AutoModelForCausalLM
-
-    from rpam_lite.fit import objective
-    from rpam_lite.fit.batches import LayerTargets
 
     problem, _ = open_problem(folder, WAYS["disk"])
     long, short = (
-        AutoModelForCausalLM.from_pretrained(folder / p, dtype=torch.bfloat16).eval() for p in ("long", "short")
+        AutoModelForCausalLM.from_pretrained(folder / p, dtype=torch.bfloat16).eval().requires_grad_(False)
+        for p in ("long", "short")
     )
-    model = AutoModelForCausalLM.from_pretrained(folder / "short", dtype=torch.float32).eval().requires_grad_(False)
-    of_short, of_long = dict(short.named_parameters()), dict(long.named_parameters())
-    layers = len(model.model.layers)
-    targets = [LayerTargets(problem.captured, problem.questions, i) for i in range(layers)]
-    values = torch.full((len(problem.grouping),), 0.5, requires_grad=True)
-    weights = weighted_terms(problem)
-    outputs: list[torch.Tensor] = []
-    for layer in model.model.layers:
-        layer.register_forward_hook(lambda module, args, output: outputs.append(output))
-
-    def step() -> torch.Tensor:
-        merged = {}
-        for name, tensor in of_short.items():
-            base = tensor.detach().float()
-            merged[name] = base + problem.grouping.of(values, name) * (of_long[name].detach().float() - base)
-        gradient = torch.zeros_like(values)
-        for batch in problem.batches:
-            outputs.clear()
-            logits = torch.func.functional_call(
-                model, merged, kwargs={"input_ids": batch.ids, "use_cache": False}
-            ).logits[batch.target_rows, batch.target_columns]
-            terms = torch.zeros(LAYER_TERMS)
-            for i, states in enumerate(outputs):
-                selected, other = targets[i].of(batch, torch.device("cpu"), torch.float32)
-                kept = states.gather(1, batch.positions.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
-                terms = terms + layer_terms(kept, selected, other, targets[i].mean_gap, batch, problem.settings)
-            logprobs = logits.log_softmax(-1).gather(-1, batch.targets.ids)
-            kl = objective.kl_to_targets(logprobs, batch.targets.logprobs, batch.targets.tail)
-            by_question = objective.sum_by_question(batch.target_weights * kl, batch.target_rows, len(batch.shares))
-            kl_loss = (batch.shares * by_question).sum()
-            loss = (weights[:LAYER_TERMS] * terms).sum() / layers + weights[TERMS.index("kl")] * kl_loss
-            gradient += torch.autograd.grad(loss, values, retain_graph=True)[0]
-        return gradient
-
-    return step
+    return naive_step(problem, short, dict(long.named_parameters()))
 
 
 def measure(folder: Path, name: str, steps: int) -> dict[str, Any]:
@@ -116,7 +81,7 @@ def measure(folder: Path, name: str, steps: int) -> dict[str, Any]:
     Skeleton(folder / "short")  # loads what transformers needs for this architecture
     before = resident_memory()
     with peak_memory(torch.device("cpu")) as peak:
-        step = naive_step(folder) if name == "naive" else streamed_step(folder, WAYS[name])
+        step = naive(folder) if name == "naive" else streamed_step(folder, WAYS[name])
         seconds = []
         for _ in range(steps):
             begin = time.monotonic()

@@ -1,10 +1,11 @@
 """The joint step on a GPU, on random pairs of real shapes: memory, time, and how much copying is hidden.
 
-    python -m bench.gpu_fit [--shape qwen2.5-7b] [--codec exact] [--residency host]
+    python -m bench.gpu_fit [--shape qwen2.5-7b ...] [--way host | device | naive ...]
 
 One call, a short table last. Needs torch, transformers, safetensors and this project; bitsandbytes
 only for nf4 (left out with a word where it is missing). The pair's tensors are views of two random
 blocks, so that nothing is downloaded or written; without a GPU it runs on the CPU (use --layers 2).
+Peaks are of tensors, without CUDA's own context; the naive way keeps both parents and the merge.
 """
 
 from __future__ import annotations
@@ -23,20 +24,33 @@ from typing import Any
 
 import torch
 
-from bench.problem import EVERY_TERM, capture_questions, captured_problem, memory_stores
+from bench.naive import naive_step
+from bench.problem import EVERY_TERM, TOP_K, capture_questions, captured_problem, memory_stores
 from bench.random_models import random_questions
 from rpam_lite.checkpoint.files import size_text
-from rpam_lite.device import choose_device
+from rpam_lite.device import choose_device, compute_reproducibly, release_memory
 from rpam_lite.fit.gradient import joint_gradient
+from rpam_lite.fit.problem import Problem
+from rpam_lite.fit.setup import work_size
+from rpam_lite.platform import resident_memory
 from rpam_lite.recipe import Fit
+from rpam_lite.recipe.fitting import CodecName
+from rpam_lite.streaming.activations import CalibrationSet
 from rpam_lite.streaming.ends import Ends
 from rpam_lite.streaming.machine import peak_memory
+from rpam_lite.streaming.plan import Way, model_size, plan_for
 from rpam_lite.streaming.shapes import config_of_shape
 from rpam_lite.streaming.skeleton import Skeleton
-from rpam_lite.streaming.weights import LayerPairs, WeightSource
+from rpam_lite.streaming.weights import LayerPairs, Residency, WeightSource
 
 BLOCK = 1 << 24
-MICRO_TOKENS = 4096
+MICRO_TOKENS, CHUNK_ROWS = 2048, 16384
+WAYS: dict[str, tuple[CodecName, Residency]] = {
+    "host": ("exact", "host"),
+    "device": ("nf4", "device"),
+    "naive": ("exact", "disk"),
+}
+LABELS = {"host": "exact, streamed from the host", "device": "nf4, on the device", "naive": "naive"}
 
 
 class RandomParent:
@@ -66,15 +80,15 @@ class RandomParent:
 
     def get(self, name: str) -> torch.Tensor:
         """One tensor; norms around 1."""
-        shape = self._shapes[name]
-        start = zlib.crc32(name.encode()) % BLOCK
-        repeats = -(-(prod(shape) + start) // BLOCK)
-        flat = self._block.repeat(repeats)[start : start + prod(shape)].view(shape)
-        return flat + 1 if "norm" in name else flat
+        return self.rows(name, 0, self._shapes[name][0])
 
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Some rows."""
-        return self.get(name)[start:stop].clone()
+        """Some rows, without the others being made."""
+        shape = (stop - start, *self._shapes[name][1:])
+        begin = (zlib.crc32(name.encode()) + start * prod(shape[1:])) % BLOCK
+        repeats = -(-(prod(shape) + begin) // BLOCK)
+        flat = (self._block if repeats == 1 else self._block.repeat(repeats))[begin : begin + prod(shape)].view(shape)
+        return flat + 1 if "norm" in name else flat.clone()
 
     def read_into(self, name: str, out: torch.Tensor) -> None:
         """One tensor into `out`."""
@@ -107,62 +121,111 @@ def timed(action: Callable[[], Any], device: torch.device, times: int) -> float:
     return statistics.median(seconds)
 
 
-def measure(args: argparse.Namespace, codec: Any, residency: Any, folder: Path) -> str:
-    """One row of the table."""
-    config = config_of_shape(args.shape)
-    if args.layers:
-        config.num_hidden_layers = args.layers
-        config.layer_types = config.layer_types[: args.layers]
-    device = choose_device("auto", "device")
-    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+def random_pair(shape: str, layers: int | None, device: torch.device) -> tuple[RandomParent, RandomParent, Skeleton]:
+    """Long, Short and what they are, of a well-known shape; of its first layers alone where that is said."""
+    config = config_of_shape(shape)
+    if layers:
+        config.num_hidden_layers = layers
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[:layers]
     skeleton = Skeleton(config, device)
-    long, short = RandomParent(skeleton, 0.1), RandomParent(skeleton, 0.0)
-    questions = random_questions(config.vocab_size, args.per_class, args.tokens)
+    return RandomParent(skeleton, 0.1), RandomParent(skeleton, 0.0), skeleton
+
+
+def opened(
+    parents: tuple[RandomParent, RandomParent, Skeleton], way: Way, questions: CalibrationSet, folder: Path
+) -> Problem:
+    """The objective in one way of working; captured first, if `folder` holds no capture yet."""
+    long, short, skeleton = parents
+    source = WeightSource(long, short, skeleton, way.codec, way.residency, skeleton.device, folder)
+    ends = Ends(long, short, skeleton, questions.token_ids, way.chunk_rows, way.keep_head)
+    if not (folder / "targets.safetensors").exists():
+        capture_questions(source, ends, questions, MICRO_TOKENS, folder, way.dtype)
+    settings = Fit.model_validate(EVERY_TERM)
+    return captured_problem(source, ends, questions, MICRO_TOKENS, folder, settings, way.dtype)
+
+
+def measure_streamed(problem: Problem, way: Way, steps: int) -> list[str]:
+    """Cells of the table: peak, planned, seconds a step, of computing alone, of copying alone, share of it hidden."""
+    device, skeleton, source = problem.device, problem.skeleton, problem.source
+    stores = memory_stores(device)
+    values = torch.full((len(problem.grouping),), 0.5, device=device)
     with peak_memory(device) as peak:
-        source = WeightSource(long, short, skeleton, codec, residency, device, folder)
-        ends = Ends(long, short, skeleton, questions.token_ids, chunk_rows=16384, keep_head=True)
-        if not (folder / "targets.safetensors").exists():
-            capture_questions(source, ends, questions, MICRO_TOKENS, folder, dtype)
-        settings = Fit.model_validate(EVERY_TERM)
-        problem = captured_problem(source, ends, questions, MICRO_TOKENS, folder, settings, dtype)
-        stores = memory_stores(device)
-        values = torch.full((len(problem.grouping),), 0.5, device=device)
-        step = timed(lambda: joint_gradient(problem, values, stores, lambda v: v), device, args.steps)
+        step = timed(lambda: joint_gradient(problem, values, stores, lambda v: v), device, steps)
         used = peak()
+    work = work_size(problem.questions, TOP_K)
+    on_cpu = device.type == "cpu"
+    plan = plan_for(way, model_size(skeleton, 2), work, on_cpu, resident_memory() if on_cpu else 0)
     order = [*range(skeleton.layers), *range(skeleton.layers - 1, -1, -1)]
-    copy = timed(lambda: [None for _ in source.sweep(order)], device, args.steps)
+    copy = timed(lambda: [None for _ in source.sweep(order)], device, steps)
     standing = replace(problem, source=Standing(source))  # type: ignore[arg-type]
-    compute = timed(lambda: joint_gradient(standing, values, stores, lambda v: v), device, args.steps)
-    hidden = max(0.0, min(1.0, (copy + compute - step) / copy)) if residency != "device" else 1.0
-    cells = [codec, residency, size_text(used), *(f"{v:.1f}" for v in (step, compute, copy)), f"{100 * hidden:.0f} %"]
-    return f"| {' | '.join(cells)} |"
+    compute = timed(lambda: joint_gradient(standing, values, stores, lambda v: v), device, steps)
+    hidden = "-" if way.residency == "device" else f"{100 * max(0.0, min(1.0, (copy + compute - step) / copy)):.0f} %"
+    planned = plan.total("host" if on_cpu else "device")
+    return [size_text(used), size_text(planned), *(f"{v:.1f}" for v in (step, compute, copy)), hidden]
+
+
+def measure_naive(problem: Problem, parents: tuple[RandomParent, RandomParent, Skeleton], steps: int) -> list[str]:
+    """Cells of the table for both parents and the merge in memory, with plain autograd."""
+    from transformers import AutoModelForCausalLM
+
+    long, short, skeleton = parents
+    device = skeleton.device
+    with peak_memory(device) as peak:
+        with device:
+            model = AutoModelForCausalLM.from_config(skeleton.config, dtype=torch.bfloat16).eval().requires_grad_(False)
+        for name, parameter in model.named_parameters():
+            parameter.copy_(short.get(name))
+        of_long = {name: long.get(name).to(device) for name, _ in model.named_parameters()}
+        step = timed(naive_step(problem, model, of_long), device, steps)
+        return [size_text(peak()), "-", f"{step:.1f}", "-", "-", "-"]
+
+
+def measured(args: argparse.Namespace, shape: str, name: str, folder: Path) -> list[str]:
+    """One row of the table."""
+    device = choose_device("auto", "device")
+    if name == "device" and importlib.util.find_spec("bitsandbytes") is None:
+        return ["left out: bitsandbytes is not installed"]
+    compute_reproducibly(device)
+    parents = random_pair(shape, args.layers, device)
+    questions = random_questions(parents[2].config.vocab_size, args.per_class, args.tokens)
+    codec, residency = WAYS[name]
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    way = Way(codec, residency, "host", MICRO_TOKENS, CHUNK_ROWS, False, dtype)
+    try:
+        problem = opened(parents, way, questions, folder)
+        return (
+            measure_naive(problem, parents, args.steps)
+            if name == "naive"
+            else measure_streamed(problem, way, args.steps)
+        )
+    except torch.OutOfMemoryError:
+        return ["out of memory"]
+    finally:
+        release_memory(device)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="The joint step on a GPU, on a random pair of a real shape.")
-    parser.add_argument("--shape", default="qwen2.5-7b")
+    parser = argparse.ArgumentParser(description="The joint step on a GPU, on random pairs of real shapes.")
+    parser.add_argument("--shape", nargs="+", default=["qwen2.5-1.5b", "qwen2.5-7b"])
+    parser.add_argument("--way", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--per-class", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--layers", type=int, help="only so many layers")
-    parser.add_argument("--codec", help="only this codec")
-    parser.add_argument("--residency", help="only this residency")
     args = parser.parse_args()
-    ways = [("exact", "host"), ("nf4", "device")]
-    if args.codec or args.residency:
-        ways = [(args.codec or "exact", args.residency or "host")]
     lines = []
-    with tempfile.TemporaryDirectory() as folder:
-        for codec, residency in ways:
-            if codec == "nf4" and importlib.util.find_spec("bitsandbytes") is None:
-                lines.append(f"| {codec} | {residency} | left out: bitsandbytes is not installed |")
-                continue
-            lines.append(measure(args, codec, residency, Path(folder)))
-    cuda = choose_device("auto", "device").type == "cuda"
-    device = torch.cuda.get_device_name() if cuda else "CPU"
-    print(f"{args.shape}, {2 * args.per_class} questions of {args.tokens} tokens, {device}, torch {torch.__version__}")
-    print("| codec | residency | peak memory | seconds a step | computing alone | copying alone | copying hidden |")
-    print("|---|---|---:|---:|---:|---:|---:|")
+    for shape in args.shape:
+        with tempfile.TemporaryDirectory() as folder:
+            for name in args.way:
+                cells = [shape, LABELS[name], *measured(args, shape, name, Path(folder))]
+                lines.append(f"| {' | '.join(cells)} |")
+                print(lines[-1], flush=True)
+    device = choose_device("auto", "device")
+    card = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
+    print(f"\n{2 * args.per_class} questions of {args.tokens} tokens, {card}, torch {torch.__version__}")
+    print("| shape | way | peak memory | planned | seconds a step | computing alone | copying alone | copying hidden |")
+    print("|---|---|---:|---:|---:|---:|---:|---:|")
     print("\n".join(lines))
 
 

@@ -6,6 +6,8 @@ its memory with the CPU, and bitsandbytes is not built for it.
 
 from __future__ import annotations
 
+import os
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -65,7 +67,9 @@ def free_memory(device: torch.device) -> FreeMemory:
     """What is free now on a device and on the host."""
     host = platform.free_memory()
     if device.type == "cuda":
-        return FreeMemory(int(torch.cuda.mem_get_info(device)[0]), host)
+        # What torch keeps of freed tensors is free for the next ones, and the driver counts it as taken.
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return FreeMemory(int(torch.cuda.mem_get_info(device)[0]) + kept, host)
     if device.type == "mps":
         # Both are one memory: what the layers take, the host does not have.
         own = min(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory(), host * 3 // 4)
@@ -84,6 +88,23 @@ def release_memory(device: torch.device) -> None:
         torch.cuda.empty_cache()
     elif device.type == "mps":
         torch.mps.empty_cache()
+
+
+def use_in_this_thread(device: torch.device) -> None:
+    """A thread begins with card 0, and would take memory there for nothing."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
+def compute_reproducibly(device: torch.device) -> None:
+    """On CUDA, take kernels that give the same bits every time, where torch has such, and sum bf16 products in fp32."""
+    if device.type != "cuda":
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first product is computed
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # ours are written first
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation.*")
 
 
 def check_low_bits(device: torch.device, what: str, instead: str) -> None:

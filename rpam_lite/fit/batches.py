@@ -133,6 +133,6 @@ class LayerTargets:
         selected = [(self._long if self._is_long[q] else self._short)[q] for q in batch.questions]
         other = [(self._short if self._is_long[q] else self._long)[q] for q in batch.questions]
         return (
-            pad_sequence(selected, batch_first=True).to(device, dtype),
-            pad_sequence(other, batch_first=True).to(device, dtype),
+            pad_sequence(selected, batch_first=True).to(device).to(dtype),  # moved as bf16, widened there
+            pad_sequence(other, batch_first=True).to(device).to(dtype),
         )

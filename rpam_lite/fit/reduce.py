@@ -32,20 +32,29 @@ class Processes:
 
 
 @contextmanager
-def processes() -> Iterator[Processes]:
-    """Join the processes that torchrun started; alone otherwise."""
+def processes(accelerator: str) -> Iterator[Processes]:
+    """Join the processes that torchrun started; alone otherwise.
+
+    Args:
+        accelerator: The recipe's. On CUDA every process takes a card of its own, as long as there are enough.
+
+    Raises:
+        RpamError: This machine has no such accelerator.
+    """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         yield Processes(0, 1, lambda vector: vector)
         return
-    on_cuda = choose_device("auto", "torchrun").type == "cuda" and dist.is_nccl_available()
-    if on_cuda:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo")
+    with_nccl = False
+    if choose_device(accelerator, "`memory.accelerator`").type == "cuda":
+        cards, here = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % cards)
+        with_nccl = dist.is_nccl_available() and cards >= here  # NCCL takes one process a card
+    dist.init_process_group("cpu:gloo,cuda:nccl" if with_nccl else "gloo")
 
     def reduce(vector: torch.Tensor) -> torch.Tensor:
         # Gloo takes no vector of another device.
-        summed = vector.clone() if on_cuda else vector.to("cpu", copy=True)
+        summed = vector.clone() if with_nccl else vector.to("cpu", copy=True)
         dist.all_reduce(summed)
         return summed.to(vector.device)
 

@@ -68,11 +68,12 @@ def fit_sequentially(
         calls.append(own_calls)
     report: list[dict[str, float]] = []
     if state_file is not None and state_file.exists():
-        state = torch.load(state_file, weights_only=True, map_location=problem.device)
+        state = torch.load(state_file, weights_only=True, map_location="cpu")
         values.copy_(state["values"])
         report = state["report"]
         for b, states in enumerate(state["stream"]):
             stream.put(0, b, states)
+        del state
         for _ in report:
             on_layer("")
     for layer, pairs in problem.source.sweep(range(len(report), skeleton.layers)):

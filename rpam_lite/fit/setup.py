@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 
+from rpam_lite.checkpoint.files import read_json, write_json
 from rpam_lite.checkpoint.pair import open_pair
 from rpam_lite.checkpoint.source import ParentSource
+from rpam_lite.device import compute_reproducibly
 from rpam_lite.fit.batches import load_batches
 from rpam_lite.fit.grouping import Grouping, grouping
 from rpam_lite.fit.low_rank import FieldForm
@@ -19,7 +22,7 @@ from rpam_lite.recipe import Fit, Recipe
 from rpam_lite.streaming.activations import CalibrationSet, stored_top_k
 from rpam_lite.streaming.ends import Ends
 from rpam_lite.streaming.machine import budget_of, device_of
-from rpam_lite.streaming.plan import Budget, ModelSize, Plan, WorkSize, choose, fits, model_size, plan_for
+from rpam_lite.streaming.plan import Budget, ModelSize, Plan, Way, WorkSize, choose, fits, model_size, plan_for
 from rpam_lite.streaming.skeleton import Skeleton
 from rpam_lite.streaming.store import StoreName, open_store
 from rpam_lite.streaming.top_k import MOST_TOP_K
@@ -65,6 +68,7 @@ def plan_work(recipe: Recipe, work: WorkSize, folder: Path) -> Planned:
     parents = recipe.parents
     long, short, donor = open_pair(parents.long, parents.short, parents.base, recipe.merge.donor)
     device = device_of(recipe.memory)
+    compute_reproducibly(device)
     skeleton = Skeleton(donor.folder, device)
     stored = max(source.dtype(name).itemsize for source in (long, short) for name in source.names())
     model = model_size(skeleton, stored)
@@ -77,6 +81,32 @@ def plan_work(recipe: Recipe, work: WorkSize, folder: Path) -> Planned:
 def with_coefficients(work: WorkSize, skeleton: Skeleton, fit: Fit) -> WorkSize:
     """The work, knowing how many numbers the fit moves."""
     return replace(work, numbers=len(grouping_of(skeleton, fit)), fields=fit.granularity == "low_rank")
+
+
+def as_begun(planned: Planned, scratch: Path, states: Iterable[Path] = ()) -> Planned:
+    """The plan in the way of working that an interrupted run began with, which is what its state goes on with.
+
+    Memory that is free now and was not then would else give other micro-batches than those of the state.
+
+    Args:
+        planned: The plan as one would make it now.
+        scratch: The stage's folder for what is unfinished.
+        states: Files of its state beside that; they go with `scratch` where the way does not fit any more.
+    """
+    file, way = scratch / "way.json", planned.plan.way
+    if file.exists():
+        told = read_json(file, "the way of working")
+        begun = Way(**told | {"dtype": getattr(torch, told["dtype"])})
+        on_cpu = planned.budget.device is None
+        plan = plan_for(begun, planned.model, planned.work, on_cpu, planned.plan.resident)
+        if fits(plan, planned.budget):
+            return replace(planned, plan=plan)
+        shutil.rmtree(scratch)
+        for state in states:
+            state.unlink()
+    scratch.mkdir(parents=True, exist_ok=True)
+    write_json(file, asdict(way) | {"dtype": str(way.dtype).removeprefix("torch.")})
+    return planned
 
 
 def largest_top_k(planned: Planned) -> int:

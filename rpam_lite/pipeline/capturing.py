@@ -30,7 +30,7 @@ def run_capture(run: Run) -> None:
     import torch
 
     from rpam_lite.fit.batches import micro_batches
-    from rpam_lite.fit.setup import largest_top_k, open_weights, plan_recipe
+    from rpam_lite.fit.setup import as_begun, largest_top_k, open_weights, plan_recipe
     from rpam_lite.pipeline.memory import advice
     from rpam_lite.streaming.activations import PARENTS
     from rpam_lite.streaming.capture import capture
@@ -45,9 +45,9 @@ def run_capture(run: Run) -> None:
     per_label = {name: sum(q.label == name for q in chosen) for name in PARENTS}
     what = "answers" if recipe.family.settings else "questions"
     run.say(f"calibration set: {per_label['long']} long and {per_label['short']} short {what}")
-    planned = plan_recipe(recipe, questions, run.folder)
-    run.say(plan_table(planned.plan, planned.budget))
     scratch = folder / SCRATCH
+    planned = as_begun(plan_recipe(recipe, questions, run.folder), scratch, folder.glob("streams-*.pt"))
+    run.say(plan_table(planned.plan, planned.budget))
     batches = micro_batches([len(t) for t in questions.token_ids], planned.plan.way.micro_tokens)
     step = run.progress.start("capturing hidden states", planned.skeleton.layers)
     with advice(planned):

@@ -35,7 +35,7 @@ def run_fit(run: Run) -> None:
     from rpam_lite.fit.reduce import processes
     from rpam_lite.report.plots import plot_coefficients
 
-    with processes() as group:
+    with processes(run.recipe.memory.accelerator) as group:
         kept = kept_fit(run) if run.recipe.family.decides and not group.rank else None
         if run.recipe.fit.preset == "release":
             if group.world > 1:
@@ -93,7 +93,7 @@ def fit_share(run: Run, rank: int, world: int, reduce: Reducer) -> dict[float | 
     """
     import torch
 
-    from rpam_lite.fit.setup import open_problem, plan_recipe, with_batches
+    from rpam_lite.fit.setup import as_begun, open_problem, plan_recipe, with_batches
     from rpam_lite.streaming.activations import load_questions
     from rpam_lite.streaming.machine import peak_memory
     from rpam_lite.streaming.plan import describe
@@ -102,8 +102,10 @@ def fit_share(run: Run, rank: int, world: int, reduce: Reducer) -> dict[float | 
     torch.set_num_threads(recipe.threads)
     questions = load_questions(run.of("capture"))
     planned = plan_recipe(recipe, questions, run.folder, run.of("capture"))
-    run.say(f"plan: {describe(planned.plan.way)}")
     scratch = folder / (SCRATCH if world == 1 else f"{SCRATCH}-{rank}")
+    if world == 1:
+        planned = as_begun(planned, scratch)
+    run.say(f"plan: {describe(planned.plan.way)}")
     found: dict[float | None, Fitted] = {}
     with advice(planned), peak_memory(planned.skeleton.device) as peak:
         problem = open_problem(recipe, planned, questions, run.of("capture"), scratch)

@@ -11,6 +11,20 @@ from rpam_lite.errors import RpamError
 if TYPE_CHECKING:
     from rpam_lite.fit.setup import Planned
 
+# What CUDA, cuBLAS and Metal say beside torch's own error.
+_OF_A_DEVICE = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
+def _lacking(error: Exception, on_cpu: bool) -> str | None:
+    """Where memory was lacking, `device` or `host`; None for an error of another kind."""
+    import torch
+
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return "host"
+    if isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in _OF_A_DEVICE):
+        return "host" if on_cpu else "device"
+    return None
+
 
 @contextmanager
 def advice(planned: Planned) -> Iterator[None]:
@@ -23,11 +37,10 @@ def advice(planned: Planned) -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
-            raise
         on_cpu = planned.skeleton.device.type == "cpu"
-        place = "host" if on_cpu else "device"
-        smaller = next_smaller(planned.plan, planned.model, planned.work, on_cpu)
+        if (place := _lacking(error, on_cpu)) is None:
+            raise
+        smaller = next_smaller(planned.plan, planned.model, planned.work, planned.budget, place)
         advice = (
             "no way of working needs less; lower `capture.questions_per_class`"
             if smaller is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,13 +32,14 @@ def device_of(memory: Memory) -> torch.device:
 
 
 def budget_of(memory: Memory, device: torch.device, folder: Path) -> Budget:
-    """The recipe's budget, with what is free now where it is silent."""
+    """The recipe's budget, with what is free now where it is silent; torchrun's processes share a machine's."""
     free = free_memory(device)
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     nearest = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     return Budget(
         None if free.device is None else memory.device or int(_SHARE * free.device),
-        memory.host or platform.resident_memory() + int(_SHARE * free.host),
-        memory.disk or int(_SHARE * shutil.disk_usage(nearest).free),
+        memory.host // processes if memory.host else platform.resident_memory() + int(_SHARE * free.host) // processes,
+        (memory.disk or int(_SHARE * shutil.disk_usage(nearest).free)) // processes,
     )
 
 

@@ -30,20 +30,21 @@ def top_k_targets(
         hidden: Outputs of the last decoder layer, [positions, hidden] each.
         lambda_of: Lambda by tensor name.
         k: Tokens kept a position.
-        dtype: Type of the head's arithmetic; logits are taken in fp32.
+        dtype: Type of the head's arithmetic, to which logits are rounded; what follows is fp32.
 
     Returns:
         One for each of `hidden`.
     """
     k = min(k, ends.vocabulary)
     tail = merged_tail(ends, lambda_of, dtype)
-    normed = [ends.skeleton.final_norm(h.to(ends.device, dtype), tail) for h in hidden]
+    # Kept where `hidden` is: the device holds one micro-batch at a time.
+    normed = [ends.skeleton.final_norm(h.to(ends.device, dtype), tail).to(h.device) for h in hidden]
     best = [(torch.empty(len(h), 0), torch.empty(len(h), 0, dtype=torch.int64)) for h in hidden]
     sums = [torch.full((len(h),), -torch.inf) for h in hidden]
     for start, pair in ends.head_chunks():
         head = merged_tensor(pair, lambda_of(ends.skeleton.head), dtype)
         for b, states in enumerate(normed):
-            logits = ends.skeleton.logits(states, head).float()
+            logits = ends.skeleton.logits(states.to(ends.device), head).float()
             sums[b] = torch.logaddexp(sums[b], logits.logsumexp(-1).cpu())
             top = logits.topk(min(k, logits.shape[-1]), dim=-1)
             values = torch.cat([best[b][0], top.values.cpu()], dim=-1)

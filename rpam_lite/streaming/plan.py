@@ -184,7 +184,8 @@ def plan_for(way: Way, model: ModelSize, work: WorkSize, on_cpu: bool, resident:
     items.append(("injected gradients", place[way.store], work.kept * model.hidden * item * model.layers))
     items.append(("gradient on its way down", place[way.store], full))
     items.append(("final states at target positions", "host", work.targets * model.hidden * (3 * item + 4)))
-    items.append(("targets", "host", work.targets * work.top_k * (8 + 4 + 3 * 4)))
+    items.append(("targets", "host", work.targets * work.top_k * (8 + 4)))
+    items.append(("targets at work", compute, work.targets * work.top_k * (8 + 3 * 4)))
     items.append(("the fit's unknowns and their history", "host", work.numbers * _BYTES_A_NUMBER))
     items.append(("parents' states of one layer", "host", 2 * work.kept * model.hidden * 2))
     items.append(("embedding rows", "host", 2 * work.distinct * model.hidden * model.stored))
@@ -241,12 +242,13 @@ def choose(model: ModelSize, work: WorkSize, budget: Budget, codec: CodecName | 
     raise BudgetError(f"the smallest way of working ({describe(smallest.way)}) needs {needs}")
 
 
-def next_smaller(plan: Plan, model: ModelSize, work: WorkSize, on_cpu: bool) -> Plan | None:
-    """The first way of working that takes less of the device than this plan."""
-    place = "host" if on_cpu else "device"
+def next_smaller(plan: Plan, model: ModelSize, work: WorkSize, budget: Budget, place: str) -> Plan | None:
+    """The first way of working that takes less of a place (host, device) than this plan, and fits everywhere else."""
+    on_cpu = budget.device is None
     for way in _ways(on_cpu, None):
         smaller = plan_for(way, model, work, on_cpu, plan.resident)
-        if smaller.total(place) < 0.9 * plan.total(place):
+        elsewhere = [excess for other, excess in _excess(smaller, budget).items() if other != place]
+        if smaller.total(place) < 0.9 * plan.total(place) and not any(elsewhere):
             return smaller
     return None
 

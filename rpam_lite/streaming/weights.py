@@ -15,20 +15,23 @@ one layer ahead of the computation. On the CPU the same thread reads ahead from 
 from __future__ import annotations
 
 import json
+import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from rpam_lite.checkpoint.files import whole_file, write_text
 from rpam_lite.checkpoint.ranges import byte_view, read_bytes
 from rpam_lite.checkpoint.source import ParentSource
+from rpam_lite.device import use_in_this_thread
 from rpam_lite.errors import RpamError
 from rpam_lite.recipe.fitting import CodecName
 from rpam_lite.streaming.codec import Pair, codec_error, codec_of, encode, layout
@@ -85,6 +88,8 @@ class WeightSource:
     ) -> None:
         self.long, self.short, self.skeleton, self.codec = long, short, skeleton, codec
         self.device = torch.device(device)
+        # bitsandbytes and float64 norms, which Apple's GPU lacks.
+        self._encodes_on = self.device if self.device.type == "cuda" else torch.device("cpu")
         self._pieces = [self._plan(i) for i in range(skeleton.layers)]
         self._sizes = [pieces[-1].offset + pieces[-1].size for pieces in self._pieces]
         # Squared norms of the error of S and D and of D itself, for every layer that was encoded here.
@@ -136,7 +141,7 @@ class WeightSource:
             return
         if not self._slots:
             self._slots = [_Slot(self.layer_bytes, self.device) for _ in range(SLOTS)]
-        with ThreadPoolExecutor(1, thread_name_prefix="layers") as reader:
+        with ThreadPoolExecutor(1, "layers", partial(use_in_this_thread, self.device)) as reader:
             waiting: deque[tuple[int, _Slot, Future[torch.Tensor]]] = deque()
             coming = iter(order)
 
@@ -151,8 +156,10 @@ class WeightSource:
                 layer, slot, future = waiting.popleft()
                 buffer = future.result()
                 slot.before_use()
-                yield layer, self._views(layer, buffer)
-                slot.after_use()
+                try:
+                    yield layer, self._views(layer, buffer)
+                finally:
+                    slot.after_use()
                 fetch(slot)
 
     def fill(self, layer: int, buffer: torch.Tensor) -> None:
@@ -199,10 +206,11 @@ class WeightSource:
                 self.short.read_into(name, pair.parts[0])
                 self.long.read_into(name, pair.parts[1])
                 continue
-            short, long = self.short.get(name), self.long.get(name)
-            for part, value in zip(pair.parts, encode(pair.codec, short, long), strict=True):
+            short, long = (parent.get(name).to(self._encodes_on) for parent in (self.short, self.long))
+            encoded = Pair(pair.codec, pair.shape, encode(pair.codec, short, long))
+            for part, value in zip(pair.parts, encoded.parts, strict=True):
                 part.copy_(value)
-            own = codec_error(pair, short, long)
+            own = codec_error(encoded, short, long)
             error, norm = error + own[0], norm + own[1]
         self._errors[layer] = (error, norm)
 
@@ -225,11 +233,16 @@ class _Slot:
         self.device_buffer = self.host
         if self.cuda:
             # Registered rather than allocated pinned: that would round the size up to a power of two.
-            torch.cuda.check_error(int(torch.cuda.cudart().cudaHostRegister(self.host.data_ptr(), size, 0)))  # type: ignore[no-untyped-call]
+            cudart = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+            torch.cuda.check_error(int(cudart.cudaHostRegister(self.host.data_ptr(), size, 0)))
             self.device_buffer = torch.empty(size, dtype=torch.uint8, device=device)
             self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             self.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self.used = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            # The buffer's memory may have been another tensor's, which queued kernels still read.
+            self.used.record(torch.cuda.current_stream(device))
+            # Also where the interpreter ends; the host buffer lives until then.
+            weakref.finalize(self, _unregister, cudart, self.host, self.copied)
 
     def fetch(self, source: WeightSource, layer: int) -> torch.Tensor:
         """Fill the slot; runs in the reader thread."""
@@ -254,6 +267,8 @@ class _Slot:
         if self.cuda:
             self.used.record(torch.cuda.current_stream(self.device_buffer.device))
 
-    def __del__(self) -> None:
-        if getattr(self, "cuda", False):
-            torch.cuda.cudart().cudaHostUnregister(self.host.data_ptr())  # type: ignore[no-untyped-call]
+
+def _unregister(cudart: Any, host: torch.Tensor, copied: Any) -> None:
+    """Unlock a slot's pages once no copy reads them."""
+    copied.synchronize()
+    cudart.cudaHostUnregister(host.data_ptr())

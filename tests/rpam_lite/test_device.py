@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,9 @@ import torch
 
 from quant.engines.transformers import TransformersEngine
 from rpam_lite import device, platform
-from rpam_lite.device import choose_device, free_memory, in_float64
+from rpam_lite.device import choose_device, compute_reproducibly, free_memory, in_float64
 from rpam_lite.errors import RpamError
+from rpam_lite.fit.reduce import processes
 from rpam_lite.recipe import Memory
 from rpam_lite.streaming.machine import budget_of, device_of
 
@@ -68,6 +70,63 @@ def test_the_budget_of_one_memory_is_not_given_twice(monkeypatch: pytest.MonkeyP
     assert budget.device is not None
     assert budget.device + budget.host <= 16 * GIB
     assert free_memory(torch.device("cpu")) == device.FreeMemory(None, 16 * GIB)
+
+
+def test_what_torch_keeps_of_freed_tensors_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (6 * GIB, 24 * GIB))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 17 * GIB)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 1 * GIB)
+    assert free_memory(torch.device("cuda", 0)).device == 22 * GIB
+
+
+def test_processes_of_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(platform, "free_memory", lambda: 16 * GIB)
+    monkeypatch.setattr(platform, "resident_memory", lambda: 1 * GIB)
+    cpu, given = torch.device("cpu"), Memory.model_validate({"host": "8GiB", "disk": "10GiB"})
+    alone, told = budget_of(Memory(), cpu, tmp_path), budget_of(given, cpu, tmp_path)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert budget_of(Memory(), cpu, tmp_path).host - GIB == (alone.host - GIB) // 4
+    shared = budget_of(given, cpu, tmp_path)
+    assert (shared.host, shared.disk) == (told.host // 4, told.disk // 4)
+
+
+@pytest.mark.parametrize(
+    ("cards", "nccl", "card", "backend"),
+    [(4, True, 2, "cpu:gloo,cuda:nccl"), (2, True, 0, "gloo"), (4, False, 2, "gloo"), (0, False, None, "gloo")],
+)
+def test_a_process_takes_a_card_of_its_own_as_long_as_there_are_enough(
+    monkeypatch: pytest.MonkeyPatch, cards: int, nccl: bool, card: int | None, backend: str
+) -> None:
+    machine(monkeypatch, cards)
+    taken: list[int] = []
+    joined: list[str] = []
+    for name, value in {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4", "LOCAL_RANK": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: nccl)
+    monkeypatch.setattr(torch.distributed, "init_process_group", joined.append)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 2)
+    with processes("auto") as group:
+        assert group.rank == 2
+    assert taken == ([] if card is None else [card])
+    assert joined == [backend]
+
+
+def test_on_cuda_torch_takes_kernels_that_repeat_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_bf16_reduced_precision_reduction
+    compute_reproducibly(torch.device("cpu"))
+    assert not torch.are_deterministic_algorithms_enabled()
+    try:
+        compute_reproducibly(torch.device("cuda"))
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+        assert not matmul.allow_bf16_reduced_precision_reduction
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        torch.use_deterministic_algorithms(False)
+        matmul.allow_bf16_reduced_precision_reduction = before
 
 
 @pytest.mark.parametrize("codec", ["nf4", "int8-nf4"])

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import torch
 
 from rpam_lite.errors import RpamError
-from rpam_lite.fit.setup import Planned
+from rpam_lite.fit.setup import Planned, as_begun
 from rpam_lite.pipeline.fitting import _warning
 from rpam_lite.pipeline.memory import advice
 from rpam_lite.recipe import parse_size
@@ -43,6 +46,44 @@ def test_memory_that_runs_out_names_the_next_smaller_way_and_it_is_smaller(plann
 def test_every_kind_of_it_is_caught(planned: Planned, error: Exception) -> None:
     with pytest.raises(RpamError, match="Out of host memory"), advice(planned):
         raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "place"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "device"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "device"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), "host"),
+        (MemoryError(), "host"),
+    ],
+)
+def test_on_a_card_the_place_that_lacks_memory_is_named(planned: Planned, error: Exception, place: str) -> None:
+    skeleton = cast(Any, SimpleNamespace(device=torch.device("cuda", 0)))
+    budget = Budget(8 << 30, MUCH, MUCH)
+    on_card = replace(planned, skeleton=skeleton, budget=budget, plan=choose(planned.model, WORK, budget))
+    with pytest.raises(RpamError, match=f"Out of {place} memory with exact layers on host") as caught, advice(on_card):
+        raise error
+    size = parse_size(str(caught.value).split(f"set `memory.{place}` to ")[1].split(",")[0].replace(" ", ""), "")
+    assert size < on_card.plan.total(place)
+    less = replace(budget, **{place: int(1.01 * size)})
+    assert f"which makes it {describe(choose(planned.model, WORK, less).way)}" in str(caught.value)
+
+
+def test_an_interrupted_stage_goes_on_in_the_way_that_it_began_with(planned: Planned, tmp_path: Path) -> None:
+    scratch, state = tmp_path / "scratch", tmp_path / "streams-001.pt"
+    few = Budget(None, int(0.6 * planned.plan.total("host")), MUCH)
+    began = replace(planned, budget=few, plan=choose(planned.model, WORK, few))
+    assert began.plan.way != planned.plan.way
+    assert as_begun(began, scratch) == began
+    state.write_bytes(b"state")
+    assert as_begun(planned, scratch, [state]).plan.way == began.plan.way
+    assert state.exists()
+    # Now there is less than the way takes that it began with: it begins anew, without the old state.
+    least = Budget(None, int(0.8 * began.plan.total("host")), MUCH)
+    anew = replace(planned, budget=least, plan=choose(planned.model, WORK, least))
+    assert as_begun(anew, scratch, [state]).plan.way == anew.plan.way
+    assert not state.exists()
+    assert as_begun(planned, scratch).plan.way == anew.plan.way
 
 
 def test_other_errors_pass(planned: Planned) -> None:

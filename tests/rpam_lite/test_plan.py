@@ -74,7 +74,7 @@ def test_too_small_a_budget_names_what_would_do(seven: ModelSize) -> None:
 
 def test_after_running_out_of_memory_there_is_a_smaller_way(seven: ModelSize) -> None:
     plan = choose(seven, WORK, Budget(24 * GIB, 64 * GIB, MUCH))
-    smaller = next_smaller(plan, seven, WORK, on_cpu=False)
+    smaller = next_smaller(plan, seven, WORK, Budget(24 * GIB, 64 * GIB, MUCH), "device")
     assert smaller is not None
     assert smaller.total("device") < plan.total("device")
 
