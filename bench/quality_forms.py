@@ -16,8 +16,6 @@ _DIAL = {"prices": [300], "budgets": [0.9, 0.8, 0.7, 0.6, 0.5, 0.4], "max_tokens
 # there is none.
 QUICK: dict[str, Changes] = {
     OURS: {"dial": _DIAL},
-    # How much one lambda a layer adds to the rows.
-    "rows on a fitted scalar": {"dial": _DIAL, "fit": {"granularity": "scalar"}},
     "adaptive, no dial": {},
     "task arithmetic": {"merge": {"method": "task_arithmetic"}},
     "TIES": {"merge": {"method": "ties"}},
@@ -30,6 +28,8 @@ QUICK: dict[str, Changes] = {
 }
 SLOW: dict[str, Changes] = {
     "dial by fit": {"dial": {"by": "fit", "prices": [20, 50, 100, 200, 300], "max_tokens_share": 0.85}},
+    # How much the fit of lambda, and one a layer, add to the rows.
+    "rows on a fitted scalar": {"dial": _DIAL, "fit": {"granularity": "scalar"}},
     "rows on scalar 0.5": {"dial": _DIAL, "fit": {"granularity": "scalar", "lower": 0.5, "upper": 0.5}},
     "AdaMerging": {"fit": {"preset": "adamerging"}},
     "adaptive, a block": {"fit": {"granularity": "block"}},
