@@ -90,6 +90,25 @@ def release_memory(device: torch.device) -> None:
         torch.mps.empty_cache()
 
 
+def take_card(name: str, where: str, rank: int, processes: int) -> bool:
+    """Give each process of a machine a card, where `name` is a CUDA device; whether each has one of its own.
+
+    Args:
+        name: As in `choose_device`.
+        where: What asked for it, for the error.
+        rank: Of this process among those of the machine.
+        processes: How many there are.
+
+    Raises:
+        RpamError: As `choose_device`.
+    """
+    if choose_device(name, where).type != "cuda":
+        return False
+    cards = torch.cuda.device_count()
+    torch.cuda.set_device(rank % cards)
+    return cards >= processes
+
+
 def use_in_this_thread(device: torch.device) -> None:
     """A thread begins with card 0, and would take memory there for nothing."""
     if device.type == "cuda":

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from rpam_lite.device import choose_device
+from rpam_lite.device import take_card
 from rpam_lite.fit.problem import Reducer
 
 
@@ -45,11 +45,11 @@ def processes(accelerator: str) -> Iterator[Processes]:
     if world == 1:
         yield Processes(0, 1, lambda vector: vector)
         return
-    with_nccl = False
-    if choose_device(accelerator, "`memory.accelerator`").type == "cuda":
-        cards, here = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % cards)
-        with_nccl = dist.is_nccl_available() and cards >= here  # NCCL takes one process a card
+    rank, here = (
+        int(os.environ.get(name, default)) for name, default in (("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
+    )
+    # NCCL takes one process a card.
+    with_nccl = take_card(accelerator, "`memory.accelerator`", rank, here) and dist.is_nccl_available()
     dist.init_process_group("cpu:gloo,cuda:nccl" if with_nccl else "gloo")
 
     def reduce(vector: torch.Tensor) -> torch.Tensor:
