@@ -1,7 +1,7 @@
 # make merge [RECIPE=recipes/NAME.yaml]   set up, then run the trip (the embedded tiny pair without RECIPE)
 # make test                               set up, then run the tests
 # make bench                              speed and memory against the naive way (minutes)
-# make bench-quality                      every method against the scalar curve on trained pairs (20 minutes);
+# make bench-quality                      every method against the scalar curve on trained pairs (15 minutes);
 #   QUALITY="--full --pair DIR DIR"       all methods, 200 questions a level, sampled too, on pairs of your own (hours)
 # make check                              lint, format, types (as on Linux, macOS and Windows), import contracts
 # make docs                               the documentation as a site: build/site/index.html

@@ -236,7 +236,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("runs/quality"), help="runs, records and results")
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--full", action="store_true", help="some hours instead of 20 minutes; samples too")
+    size.add_argument("--full", action="store_true", help="some hours instead of 15 minutes; samples too")
     size.add_argument("--sampled", action="store_true", help="the short form, at temperature 0.6 instead of greedily")
     parser.add_argument(
         "--methods", nargs="+", choices=[*QUICK, *SLOW], metavar="NAME", help="these alone, beside the curve"

@@ -15,7 +15,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from quant.adaptivity import measure_adaptivity, overthink, underthink
+from quant.adaptivity import overthink, underthink
 from quant.frontier import (
     curve_at,
     gain_over_coin,
@@ -26,7 +26,7 @@ from quant.frontier import (
 )
 from quant.measures import Answers, by_question
 from quant.records import Record
-from quant.statistics import Interval, interval, paired_difference, ratio
+from quant.statistics import Floats, Interval, interval, paired_difference, ratio
 from quant.summary import summarize, summarize_by_level
 
 Measured = dict[str, Any]
@@ -46,10 +46,11 @@ def measured_rows(models: Mapping[str, tuple[str, list[Record]]], long_think_tok
     policy, by_level = threshold_policies(short, long), level_policies(short, long)
     answers = {name: by_question(records) for name, (_, records) in models.items()}
     of_curve = [answers[name] for name, (kind, _) in models.items() if kind == "curve"]
+    every = np.ones((1, len(answers["Short"].questions)))
     rows = []
     for name, (kind, records) in models.items():
         summary = summarize(records, long_think_tokens)
-        adaptivity = measure_adaptivity(answers[name], answers["Short"], answers["Long"], long_think_tokens)
+        rates = thinking(answers[name], answers["Short"], answers["Long"], long_think_tokens)
         row: Measured = {
             "name": name,
             "kind": kind,
@@ -57,7 +58,7 @@ def measured_rows(models: Mapping[str, tuple[str, list[Record]]], long_think_tok
             "tokens": summary.tokens,
             "unclosed": float(np.mean([r.think_block == "open" for r in records])),
             "long_by_level": [s.long for s in summarize_by_level(records, long_think_tokens).values()],
-            **{key: _number(adaptivity[key].value) for key in ("overthink", "underthink")},
+            **{key: _number(float(ratio(columns, every)[0])) for key, columns in rates.items()},
         }
         if name not in ("Short", "Long"):
             row["over_coin"] = asdict(gain_over_coin(records, short, long))
@@ -83,14 +84,19 @@ def measured_rows(models: Mapping[str, tuple[str, list[Record]]], long_think_tok
     }
 
 
+def thinking(model: Answers, short: Answers, long: Answers, long_think_tokens: int) -> dict[str, Floats]:
+    """Over- and underthinking by question, as columns [questions, 2] for `statistics.ratio`."""
+    return {
+        "overthink": overthink(model, short, long_think_tokens),
+        "underthink": underthink(model, long, long_think_tokens),
+    }
+
+
 def thinking_over_curve(model: Answers, curve: Sequence[Answers], long_think_tokens: int) -> Measured:
     """Over- and underthinking minus the curve's lowest at the same tokens; the curve's ends are Short and Long."""
     tokens = [a.tokens.mean(1) for a in (model, *curve)]
-    rates = {
-        "overthink_over_curve": [overthink(a, curve[0], long_think_tokens) for a in (model, *curve)],
-        "underthink_over_curve": [underthink(a, curve[-1], long_think_tokens) for a in (model, *curve)],
-    }
-    return {name: _as_json(rate_over_curve(columns, tokens)) for name, columns in rates.items()}
+    rates = [thinking(a, curve[0], curve[-1], long_think_tokens) for a in (model, *curve)]
+    return {f"{key}_over_curve": _as_json(rate_over_curve([r[key] for r in rates], tokens)) for key in rates[0]}
 
 
 def quantized_against(quantized: Answers, unquantized: Answers) -> Measured:
