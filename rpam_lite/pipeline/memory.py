@@ -11,6 +11,8 @@ from rpam_lite.errors import RpamError
 if TYPE_CHECKING:
     from rpam_lite.fit.setup import Planned
 
+# What torch and the system say of the host: on Linux and macOS, and on Windows.
+_OF_THE_HOST = ("allocate memory", "not enough memory")
 # What CUDA, cuBLAS and Metal say beside torch's own error.
 _OF_A_DEVICE = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
@@ -19,7 +21,7 @@ def _lacking(error: Exception, on_cpu: bool) -> str | None:
     """Where memory was lacking, `device` or `host`; None for an error of another kind."""
     import torch
 
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+    if isinstance(error, MemoryError) or any(text in str(error) for text in _OF_THE_HOST):
         return "host"
     if isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in _OF_A_DEVICE):
         return "host" if on_cpu else "device"

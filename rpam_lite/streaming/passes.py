@@ -143,7 +143,7 @@ def states_at(
         positions: Of every question, int64 [kept], perhaps none.
         batches: The questions in micro-batches.
         kind: Of the store for what goes from layer to layer.
-        scratch: Its folder, used by `disk`; gone afterwards.
+        scratch: Its folder, used by `disk`; empty again afterwards.
 
     Returns:
         The outputs [kept, hidden] by question, on the host.

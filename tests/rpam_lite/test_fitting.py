@@ -54,6 +54,8 @@ def test_every_kind_of_it_is_caught(planned: Planned, error: Exception) -> None:
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "device"),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "device"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), "host"),
+        (RuntimeError("unable to mmap 9 bytes: Cannot allocate memory (12)"), "host"),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."), "host"),
         (MemoryError(), "host"),
     ],
 )
