@@ -1,12 +1,13 @@
 """How many questions and how many lambdas pay: fits and decision rows on repeated draws, against the scalar curve.
 
     python -m bench.calibration [--pair DIR] [--sizes 32 128 512] [--draws 5] [--granularities layer ...]
+                                [--budgets 0.8 0.6] [--points 2 5] [--ridge 0.1] [--smoothness 0.1]
 
 Both parents answer a large pool of calibration questions once, as the recipe samples its own. Every draw takes so
 many of them, evenly over the levels; every granularity is fitted on the same questions, by the pipeline's own
-stages, with a decision row for every budget. The members answer held-out questions greedily in llama.cpp, and each is
-compared with the curve of plain interpolations at its own mean tokens. A fit has no chance in it, so that the
-spread is that of the draw.
+stages, with a decision row for every budget and every wish for points. The members answer held-out questions greedily
+in llama.cpp, and each is compared with the curve of plain interpolations at its own mean tokens, and with Long. A fit
+has no chance in it, so that the spread is that of the draw.
 
 Results are kept, one line a member; interrupted, it goes on. The defaults take hours on 2 cores; `--sizes 32 128
 --draws 2 --granularities layer matrix --pool 40` some tens of minutes.
@@ -26,8 +27,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-
+from bench.calibration_table import line, table
 from bench.curve import CURVE
 from bench.quality import LONG_THINK_TOKENS, ROOT, ensure, family_of, without_repeated, write_recipe
 from bench.quality_forms import Changes
@@ -42,15 +42,16 @@ from recipes.tiny.questions import question_lines
 from rpam_lite.checkpoint.files import append_rows, read_rows, write_text
 from rpam_lite.errors import RpamError
 from rpam_lite.fit.coefficients import Coefficients, scalar
+from rpam_lite.patterns.price import with_estimates
 from rpam_lite.pipeline.artefacts import SCRATCH, parent_gguf
 from rpam_lite.pipeline.capturing import run_capture
-from rpam_lite.pipeline.deciding import decided_members, states_of
+from rpam_lite.pipeline.deciding import by_parents, decided_members, states_of
 from rpam_lite.pipeline.fitting import fit_share
 from rpam_lite.pipeline.kept_fit import FIT_VERSION
 from rpam_lite.pipeline.measuring import Asking, Row, measure_row, write_coefficients_gguf
 from rpam_lite.pipeline.stage import Run, fingerprint, identity
 from rpam_lite.pipeline.stages import donor_prompts
-from rpam_lite.pipeline.traces import pattern_rows
+from rpam_lite.pipeline.traces import pattern_rows, seen_rows
 from rpam_lite.pipeline.trip import STAGES
 from rpam_lite.recipe import Recipe, load_recipe
 from rpam_lite.terminal import fail_in_one_sentence, progress_bars
@@ -67,7 +68,8 @@ class Form:
         per_class: Of either label at most, lambda is fitted on so many.
         draws: Calibration sets of each size.
         granularities: Fits of lambda on each.
-        budgets: Shares of Long's tokens, with a decision row each.
+        dial: The budgets, and the points that may be lost, with a decision row each.
+        penalty: On lambda itself, by the recipe's names.
         pool: Questions a level that both parents answer.
         per_level: Held-out questions a level.
     """
@@ -76,7 +78,8 @@ class Form:
     per_class: int
     draws: int
     granularities: tuple[str, ...]
-    budgets: tuple[float, ...]
+    dial: dict[str, list[float]]
+    penalty: dict[str, float]
     pool: int
     per_level: int
 
@@ -87,7 +90,8 @@ def open_run(pair: Path, folder: Path, form: Form, progress: Any) -> Run:
     changes: Changes = {
         "label": {"questions": pool.name},
         "capture": {"questions_per_class": form.per_class},
-        "dial": {"budgets": list(form.budgets), "questions": 0},
+        "dial": {**form.dial, "questions": 0},
+        "fit": form.penalty,
     }
     recipe = write_recipe(pair, folder, form.per_level, changes)
     if not pool.exists():
@@ -179,62 +183,30 @@ def cells(run: Run, form: Form, folder: Path) -> Iterator[dict[str, Any]]:
 def fitted_draw(
     run: Run, granularity: str, asking: Asking, curve: Sequence[Sequence[Record]], records: Path
 ) -> Iterator[dict[str, Any]]:
-    """Fit on what a run has captured; one result for every budget that a merge of this pair can keep."""
+    """Fit on what a run has captured; one result for every member that a merge of this pair can be."""
     own = replace(run, recipe=with_granularity(run.recipe, granularity))
     shutil.rmtree(own.of("fit") / SCRATCH, ignore_errors=True)  # another granularity goes on from nothing of it
     fitted, log = fit_share(own, 0, 1, lambda vector: vector)[None]
     losses = [step["loss"] for step in log["steps"]]
+    seen = with_estimates(seen_rows(own))
+    long_promised = float(by_parents(seen, ["long"] * len(seen))[0].mean())
+    long_measured = summarize(curve[-1], LONG_THINK_TOKENS).accuracy
     for setting, (coefficients, told) in decided_members(own, fitted, states_of(own, fitted)).items():
-        name = f"{records.name}-{setting.value:g}"
+        name = f"{records.name}-{setting.stem}"
         answers = measured(own, name, coefficients, asking, records.with_name(f"{name}.jsonl"))
+        summary = summarize(answers, LONG_THINK_TOKENS)
         member = {
             "name": name,
-            "budget": setting.value,
+            "member": setting.name,
             "gradients": len(losses),
             "loss": [losses[0], min(losses)],
             "promised": {key: told[key] for key in ("accuracy", "tokens")},
-            "tokens": summarize(answers, LONG_THINK_TOKENS).tokens,
+            "below_long": [long_promised - told["accuracy"], long_measured - summary.accuracy],
+            "tokens": summary.tokens,
             **asdict(gain_over_curve(answers, curve)),
         }
         print(line(member), flush=True)
         yield member
-
-
-def line(cell: dict[str, Any]) -> str:
-    """One member in one line."""
-    return (
-        f"{cell['name']}: loss {cell['loss'][0]:.3f} -> {cell['loss'][1]:.3f}, {100 * cell['accuracy']:.1f} % at "
-        f"{cell['tokens']:.1f} tokens, {100 * cell['gain']:+.1f} points ({100 * cell['low']:+.1f} to "
-        f"{100 * cell['high']:+.1f})"
-    )
-
-
-def table(found: Sequence[dict[str, Any]]) -> str:
-    """Markdown: by size, granularity and budget the mean gain over the draws and its spread."""
-    lines = [
-        "| questions | lambdas | budget, % | loss of the fit | promised: right, % at tokens "
-        "| tokens, spread of draws | right, % | over the curve, points: mean | spread of draws | worst to best "
-        "| interval above 0 |",
-        "|---:|---|" + "---:|" * 9,
-    ]
-    groups: dict[tuple[int, str, float], list[dict[str, Any]]] = {}
-    for cell in found:
-        groups.setdefault((cell["size"], cell["granularity"], cell["budget"]), []).append(cell)
-    for (size, granularity, budget), own in groups.items():
-        gains, tokens = 100 * np.array([cell["gain"] for cell in own]), np.array([cell["tokens"] for cell in own])
-        accuracy, loss = np.mean([[cell["accuracy"], cell["loss"][1]] for cell in own], axis=0)
-        promised = np.mean([[100 * cell["promised"]["accuracy"], cell["promised"]["tokens"]] for cell in own], axis=0)
-        lines.append(
-            f"| {size} | one a {granularity} | {100 * budget:g} | {loss:.3f} | "
-            f"{promised[0]:.1f} at {promised[1]:.1f} | {tokens.mean():.1f}{_spread(tokens)} | "
-            f"{100 * accuracy:.1f} | {gains.mean():+.1f} |{_spread(gains) or ' -'} | {gains.min():+.1f} to "
-            f"{gains.max():+.1f} | {sum(cell['low'] > 0 for cell in own)} of {len(own)} |"
-        )
-    return "\n".join(lines)
-
-
-def _spread(values: np.ndarray) -> str:
-    return f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else ""
 
 
 def main() -> None:
@@ -244,7 +216,10 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[32, 128, 512], help="questions of a draw")
     parser.add_argument("--draws", type=int, default=5, help="calibration sets of each size")
     parser.add_argument("--granularities", nargs="+", choices=GRANULARITIES, default=["layer"])
-    parser.add_argument("--budgets", type=float, nargs="+", default=[0.8, 0.6], help="shares of Long's tokens")
+    parser.add_argument("--budgets", type=float, nargs="*", default=[0.8, 0.6], help="shares of Long's tokens")
+    parser.add_argument("--points", type=float, nargs="*", default=[], help="of accuracy that may be lost to Long")
+    parser.add_argument("--ridge", type=float, default=0.0, help="weight of lambda's variance")
+    parser.add_argument("--smoothness", type=float, default=0.0, help="weight of lambda's steps over depth")
     parser.add_argument("--questions-per-class", type=int, default=64, help="that lambda is fitted on, at most")
     parser.add_argument("--pool", type=int, default=128, help="calibration questions a level that both parents answer")
     parser.add_argument("--per-level", type=int, default=50, help="held-out questions a level")
@@ -254,7 +229,8 @@ def main() -> None:
         args.questions_per_class,
         args.draws,
         tuple(args.granularities),
-        tuple(args.budgets),
+        {"budgets": args.budgets, "points": args.points},
+        {"ridge": args.ridge, "smoothness": args.smoothness},
         args.pool,
         args.per_level,
     )

@@ -11,7 +11,7 @@ from quant.engines import Sampling
 OURS = "dial"
 
 Changes = dict[str, dict[str, Any]]
-_DIAL = {"prices": [300], "budgets": [0.9, 0.8, 0.7, 0.6, 0.5, 0.4], "max_tokens_share": 0.85}
+_DIAL = {"prices": [300], "budgets": [0.9, 0.8, 0.7, 0.6, 0.5, 0.4], "max_tokens_share": 0.8}
 # Changes to the recipe by method. The first is the shipped recipe's dial with one budget more; where no dial is named
 # there is none.
 QUICK: dict[str, Changes] = {

@@ -207,7 +207,7 @@ def write_picture(results: Mapping[str, Mapping[str, Measured]], path: Path) -> 
             best["tokens"], [100 * a for a in best["accuracy"]], "k--", linewidth=1, label="best choice of levels"
         )
         plot.plot(*_places([curve[0], curve[-1]]), "k-.", linewidth=0.7, label="a coin tossed between the parents")
-        ours = [row for row in rows if row["name"].startswith(("price", "budget"))]
+        ours = [row for row in rows if row["name"].startswith(("price", "budget", "within"))]
         by_fit = [row for row in rows if row["name"].startswith(("dial by fit", "adaptive"))]
         rows_alone = [row for row in rows if row["name"].startswith("rows on")]
         shown = [*ours, *by_fit, *rows_alone, *(row for row in rows if row["name"].startswith("dial"))]

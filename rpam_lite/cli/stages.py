@@ -117,31 +117,30 @@ def fit_command(
     budget: Annotated[
         str | None, typer.Option(help="shares of Long's mean tokens that an answer may have, as 0.8,0.5: a family")
     ] = None,
+    points: Annotated[
+        str | None, typer.Option(help="points of accuracy that may be lost to Long, as 1,2,5: a family")
+    ] = None,
     max_tokens_share: Annotated[
-        float | None,
-        typer.Option(min=0, max=1, help="of a family: the most accurate within this share of Long's tokens"),
+        float | None, typer.Option(min=0, max=1, help="wish: the most accurate within this share of Long's tokens")
     ] = None,
     max_points_below_long: Annotated[
-        float | None, typer.Option(min=0, help="of a family: the cheapest that loses at most so many points to Long")
+        float | None, typer.Option(min=0, help="wish: the cheapest that loses at most so many points to Long")
     ] = None,
 ) -> None:
-    """Fit the merging coefficients; with --price or --budget a family of them, of which one is chosen.
+    """Fit the merging coefficients; with a wish, or --budget, --points or --price, a family of which one is chosen.
 
     What is given here takes the place of the recipe's `dial`; write it there to go on with `rpam run`.
 
-    Example: rpam fit recipes/tiny.yaml --budget 0.8,0.6 --max-tokens-share 0.7
+    Example: rpam fit recipes/tiny.yaml --max-points-below-long 5
     """
     from rpam_lite.pipeline.trip import fit_family
 
-    if price is None and budget is None:
-        if max_tokens_share is not None or max_points_below_long is not None:
-            raise RpamError(
-                "--max-tokens-share and --max-points-below-long choose from a family: give --price or --budget too."
-            )
+    members = {"--price": price, "--budget": budget, "--points": points}
+    wish = {"max_tokens_share": max_tokens_share, "max_points_below_long": max_points_below_long}
+    if all(given is None for given in (*members.values(), *wish.values())):
         run_stage("fit", recipe, runs)
     else:
-        wish = {"max_tokens_share": max_tokens_share, "max_points_below_long": max_points_below_long}
-        with_run(recipe, runs, partial(fit_family, prices=price, budgets=budget, wish=wish))
+        with_run(recipe, runs, partial(fit_family, members=members, wish=wish))
 
 
 @app.command("quantize")

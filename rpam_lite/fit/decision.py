@@ -13,7 +13,8 @@ gap is the logit of the opening token less the largest other one. r minimises th
 where u_q is the regret of answering in short at a price of a token (`rpam_lite.patterns.price`), and the h' are states
 within answers: there the row must stay quiet (1e-2 of their mean square is added in every direction). One
 direction, along which every decision state has nearly the same product, has a penalty of its own, 1e-3: it is the
-bias. A budget of tokens sets the price, and what is still missing, the bias.
+bias. A budget of tokens sets the price, and what is still missing, the bias; points of accuracy that may be lost set
+the budget.
 
 Self-Route (arXiv 2505.20664) chooses by a probe of hidden states too, outside of the model and by labels alone.
 
@@ -39,6 +40,7 @@ _SEARCHED = 0.1  # the ridge at which a budget's price is looked for
 _FOLDS, _FOLD_SEED = 8, 0
 _BIAS_RIDGE = 1e-3
 _HALVINGS = 20
+_BUDGET_STEP = 0.01  # of Long's tokens, to which the budget of an accuracy is found
 
 
 @dataclass(frozen=True)
@@ -82,15 +84,15 @@ class Features:
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """Mean tokens of both parents' answers to every question, float64 [questions] each."""
+class ByParent:
+    """A figure of both parents' answers to every question, as their mean tokens, float64 [questions] each."""
 
     long: Vector
     short: Vector
 
-    def mean(self, z: Vector) -> float:
-        """Of an answer, where z above 0 is answered in long."""
-        return float(np.where(z > 0, self.long, self.short).mean())
+    def mean(self, thinks: npt.NDArray[np.bool_]) -> float:
+        """Of an answer, where these questions are answered in long."""
+        return float(np.where(thinks, self.long, self.short).mean())
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,7 @@ def fit_price(features: Features, regrets: Vector, price: float) -> DecisionFit:
     return _moved(features, regrets, ridge, unseen, best_threshold(unseen, regrets), price)
 
 
-def fit_budget(features: Features, regrets: Regrets, tokens: Tokens, budget: float) -> DecisionFit:
+def fit_budget(features: Features, regrets: Regrets, tokens: ByParent, budget: float) -> DecisionFit:
     """The row that keeps the mean answer within a budget and loses least by it.
 
     What is left of a budget is not spent where thinking loses accuracy.
@@ -192,12 +194,34 @@ def fit_budget(features: Features, regrets: Regrets, tokens: Tokens, budget: flo
     """
 
     def tokens_at(price: float) -> float:
-        return tokens.mean(scores(features, fit_logistic(features, regrets(price), _SEARCHED)))
+        return tokens.mean(scores(features, fit_logistic(features, regrets(price), _SEARCHED)) > 0)
 
     price = _price_within(tokens_at, budget)
     ridge, unseen = _best_ridge(features, regrets(price))
     shift = max(threshold(unseen, tokens, budget), best_threshold(unseen, regrets(0.0)))
     return _moved(features, regrets(price), ridge, unseen, shift, price)
+
+
+def fit_accuracy(features: Features, regrets: Regrets, tokens: ByParent, right: ByParent, least: float) -> DecisionFit:
+    """The row of the least budget that keeps an accuracy on questions left out, found by bisection.
+
+    Args:
+        features: Of the merge's decision states.
+        regrets: As of `fit_budget`.
+        tokens: Of the parents' answers.
+        right: Share of the parents' answers that are right.
+        least: Mean accuracy at least, not above Long's: all of Long's tokens keep that.
+    """
+    low, high = tokens.short.mean(), tokens.long.mean()
+    found = fit_budget(features, regrets, tokens, high)
+    while high - low > _BUDGET_STEP * tokens.long.mean():
+        middle = (low + high) / 2
+        tried = fit_budget(features, regrets, tokens, middle)
+        if right.mean(tried.thinks) >= least:
+            found, high = tried, middle
+        else:
+            low = middle
+    return found
 
 
 def _best_ridge(features: Features, regrets: Vector) -> tuple[float, Vector]:
@@ -221,11 +245,11 @@ def _moved(
     return DecisionFit(row, price, ridge, z > 0)
 
 
-def threshold(z: Vector, tokens: Tokens, budget: float) -> float:
+def threshold(z: Vector, tokens: ByParent, budget: float) -> float:
     """The least threshold above which thinking stays within the budget."""
     order = np.argsort(-z, kind="stable")
     extra = np.concatenate([[0.0], np.cumsum((tokens.long - tokens.short)[order]) / len(z)])
-    within = tokens.short.mean() + extra <= budget
+    within = tokens.short.mean() + extra <= budget * (1 + 1e-9)  # rounding breaks no budget
     # All before the first that breaks the budget; equal scores can't be parted.
     count = int(np.argmin(within)) - 1 if not within.all() else len(z)
     return _between(z, max((c for c in _counts(z) if c <= count), default=0))

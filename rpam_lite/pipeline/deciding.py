@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from rpam_lite.fit.coefficients import Coefficients
-    from rpam_lite.fit.decision import DecisionFit, DecisionStates, Vector
+    from rpam_lite.fit.decision import DecisionFit, DecisionStates, Features, Vector
     from rpam_lite.recipe import Setting
     from rpam_lite.streaming.merged import LambdaOf
 
@@ -34,7 +34,7 @@ def check_decidable(run: Run) -> None:
     opening_token(rows)
     settings, least = run.recipe.family.settings, _least_budget(with_estimates(rows))
     if all(_is_too_small(setting, least) for setting in settings):
-        raise RpamError(f"`dial.budgets` {', '.join(s.label for s in settings)}: {_too_small(least)}")
+        raise RpamError(f"`dial`: {', '.join(s.name for s in settings)}: {_too_small(least)}")
 
 
 def _least_budget(rows: Sequence[Mapping[str, Any]]) -> float:
@@ -76,29 +76,21 @@ def decided_members(
     import numpy as np
 
     from rpam_lite.fit.coefficients import DecisionRow
-    from rpam_lite.fit.decision import Tokens, features_of, fit_budget, fit_price
+    from rpam_lite.fit.decision import features_of
     from rpam_lite.fit.firmness import LOUDEST, firm_row
     from rpam_lite.patterns.opening import opening_token
-    from rpam_lite.patterns.price import regret, with_estimates
+    from rpam_lite.patterns.price import with_estimates
 
     seen = seen_rows(run)
     token, rows = opening_token(seen), with_estimates(seen)
     features = features_of(states)
-    tokens = Tokens(*(np.array([float(row[f"tokens_{parent}"]) for row in rows]) for parent in ("long", "short")))
-
-    def regrets(price: float) -> Vector:
-        return np.array([regret(row, price) for row in rows])
-
     members: dict[Setting, tuple[Coefficients, dict[str, Any]]] = {}
     least = _least_budget(rows)
     for setting in run.recipe.family.settings:
         if _is_too_small(setting, least):
             run.say(f"WARNING: {setting.name} is left out. {_too_small(least)}")
             continue
-        if setting.kind == "price":
-            found = fit_price(features, regrets(setting.value), setting.value)
-        else:
-            found = fit_budget(features, regrets, tokens, setting.value * float(tokens.long.mean()))
+        found = _fitted(setting, features, rows)
         firm = firm_row(states, found.row)
         told = _told(found, token, rows) | {"firmness": firm.firmness, "loudest": firm.loudest}
         run.say(
@@ -110,6 +102,32 @@ def decided_members(
         row = DecisionRow(token=token, row=tuple(firm.row.astype(np.float32).tolist()))
         members[setting] = fitted.deciding(row), told
     return members
+
+
+def _fitted(setting: Setting, features: Features, rows: Sequence[Mapping[str, Any]]) -> DecisionFit:
+    """The row of one setting, both parents asked (`with_estimates`)."""
+    import numpy as np
+
+    from rpam_lite.fit.decision import ByParent, fit_accuracy, fit_budget, fit_price
+    from rpam_lite.patterns.price import regret
+
+    def regrets(price: float) -> Vector:
+        return np.array([regret(row, price) for row in rows])
+
+    if setting.kind == "price":
+        return fit_price(features, regrets(setting.value), setting.value)
+    (right_long, tokens_long), (right_short, tokens_short) = (
+        by_parents(rows, [parent] * len(rows)) for parent in ("long", "short")
+    )
+    tokens, right = ByParent(tokens_long, tokens_short), ByParent(right_long, right_short)
+    if setting.kind == "budget":
+        return fit_budget(features, regrets, tokens, setting.value * float(tokens_long.mean()))
+    return fit_accuracy(features, regrets, tokens, right, least_accuracy(float(right_long.mean()), setting.value))
+
+
+def least_accuracy(long: float, points: float) -> float:
+    """What is at most so many points below Long's accuracy; rounding alone breaks no wish."""
+    return long - points / 100 - 1e-9
 
 
 def states_of(run: Run, fitted: Coefficients) -> DecisionStates:

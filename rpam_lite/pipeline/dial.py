@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rpam_lite.checkpoint.files import read_json, write_json
 from rpam_lite.errors import RpamError
 from rpam_lite.pipeline.artefacts import parent_gguf
-from rpam_lite.pipeline.deciding import by_parents, check_decidable
+from rpam_lite.pipeline.deciding import by_parents, check_decidable, least_accuracy
 from rpam_lite.pipeline.measuring import Asking, Row, measure_rows, row_key, write_coefficients_gguf
 from rpam_lite.pipeline.stage import Run, identity, parent_folders
 from rpam_lite.pipeline.traces import seen_rows, unseen_keys
@@ -105,7 +105,7 @@ def choose_member(run: Run, members: Mapping[Setting, Fitted]) -> Setting:
         f"{found.long['tokens']:.1f}"
     )
     if not choice.met:
-        run.say("WARNING: no member does what is wished; this one is nearest to it. Add other prices or budgets.")
+        run.say("WARNING: no member does what is wished; the nearest is taken. Add a smaller budget or fewer points.")
     return setting
 
 
@@ -156,8 +156,7 @@ def _wished(dial: Dial, rows: list[dict[str, Any]], long_accuracy: float, long_t
     if len(rows) == 1 and dial.max_points_below_long is None:
         return Choice(0, True), "the only one"
     points = POINTS_BELOW_LONG if dial.max_points_below_long is None else dial.max_points_below_long
-    # Rounding alone must not decide.
-    least = long_accuracy - points / 100 - 1e-9
+    least = least_accuracy(long_accuracy, points)
     return cheapest_above(accuracy, tokens, least), f"at most {points:g} points below Long"
 
 

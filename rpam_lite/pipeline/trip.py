@@ -237,19 +237,18 @@ def require_files(needed: str, name: str, run: Run) -> None:
     raise RpamError(f"{run.of(needed)}: {why}, and {name!r} needs its files; run `rpam {needed}` or `rpam run` first.")
 
 
-def fit_family(run: Run, prices: str | None, budgets: str | None, wish: Mapping[str, float | None]) -> None:
-    """Fit the members of these prices and budgets and choose one, capturing first what they need.
+def fit_family(run: Run, members: Mapping[str, str | None], wish: Mapping[str, float | None]) -> None:
+    """Fit these members of a dial and choose one, capturing first what they need.
 
     Args:
         run: The run.
-        prices: Numbers with commas between them; none if None.
-        budgets: The same.
+        members: Numbers with commas between them, by the options of `rpam fit`; None where not given.
         wish: What the member must do, by the recipe's names under `dial`.
 
     Raises:
         RpamError: They are no such numbers, or the labels are not done.
     """
-    recipe = with_dial(run.recipe, prices, budgets, wish)
+    recipe = with_dial(run.recipe, members, wish)
     priced = replace(run, recipe=recipe)
     if not is_done(STAGES["capture"], STAGES, priced) or removed_files("capture", priced):
         run_one("capture", priced)

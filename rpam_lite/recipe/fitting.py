@@ -155,29 +155,34 @@ class Fit(Section):
 
 
 class Setting(NamedTuple):
-    """Which member of a dial's family: by a price of a token, or by a budget of tokens."""
+    """Which member of a dial's family: by a price of a token, a budget of tokens, or the points that it may lose."""
 
-    kind: Literal["price", "budget"]
+    kind: Literal["price", "budget", "points"]
     value: float
 
     @property
     def name(self) -> str:
-        """In words: `price 100`, `budget 60 %`."""
+        """In words: `price 100`, `budget 60 %`, `within 2 points`."""
+        if self.kind == "points":
+            return f"within {self.value:g} point{'' if self.value == 1 else 's'}"
         return f"price {self.value:g}" if self.kind == "price" else f"budget {100 * self.value:g} %"
 
     @property
     def label(self) -> str:
-        """As a picture has it: `100`, `60 %`."""
+        """As a picture has it: `100`, `60 %`, `2 points`."""
         return self.name.partition(" ")[2]
 
     @property
     def stem(self) -> str:
-        """As part of a file's name: `price-100`, `budget-0.6`."""
+        """As part of a file's name: `price-100`, `budget-0.6`, `points-2`."""
         return f"{self.kind}-{self.value:g}"
 
 
+_KEYS: dict[Literal["price", "budget", "points"], str] = {"price": "prices", "budget": "budgets", "points": "points"}
+
+
 class Dial(Section):
-    """A family of merges, one for each price or budget of tokens, of which the best for a wish is taken."""
+    """A family of merges, of which the best for a wish is taken; what is wished for is a member too."""
 
     by: Literal["decision", "fit"] = Field(
         "decision",
@@ -189,6 +194,11 @@ class Dial(Section):
     )
     budgets: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
         (), description="shares of Long's mean tokens that an answer may have on average; `by: decision` alone"
+    )
+    points: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] = Field(
+        (),
+        description="points of accuracy that a merge may lose to Long, in as few tokens as that takes; "
+        "`by: decision` alone",
     )
     questions: Annotated[int, Field(ge=0)] = Field(
         256,
@@ -204,8 +214,19 @@ class Dial(Section):
 
     @property
     def settings(self) -> tuple[Setting, ...]:
-        """Every member, the prices first."""
-        return (*(Setting("price", p) for p in self.prices), *(Setting("budget", b) for b in self.budgets))
+        """Every member, the prices first and the one wished for last."""
+        named = [Setting(kind, value) for kind, key in _KEYS.items() for value in getattr(self, key)]
+        wish = self._wish
+        return (*named, *([wish] if wish is not None and wish.stem not in {s.stem for s in named} else []))
+
+    @property
+    def _wish(self) -> Setting | None:
+        """A row can be made for a wish; what a fit will do is known only afterwards."""
+        if self.by == "decision" and self.max_tokens_share is not None:
+            return Setting("budget", self.max_tokens_share)
+        if self.by == "decision" and self.max_points_below_long is not None:
+            return Setting("points", self.max_points_below_long)
+        return None
 
     @property
     def decides(self) -> bool:
@@ -214,16 +235,18 @@ class Dial(Section):
 
     @model_validator(mode="after")
     def _one_wish(self) -> Dial:
-        if self.by == "fit" and self.budgets:
-            raise ValueError("`budgets` needs `by: decision`: a fit promises no number of tokens; give `prices`")
+        for key in ("budgets", "points"):
+            if self.by == "fit" and getattr(self, key):
+                raise ValueError(f"`{key}` needs `by: decision`: what a fit will do is not known; give `prices`")
         if self.by == "fit" and not self.questions:
             raise ValueError("`questions` 0 needs `by: decision`: what a fit does is known only once it is measured")
-        if self.model_fields_set - {"prices", "budgets"} and not self.settings:
-            raise ValueError("`prices` or `budgets` is missing: without a family there is nothing to choose from")
+        if self.model_fields_set - set(_KEYS.values()) and not self.settings:
+            keys = "`prices` are" if self.by == "fit" else "`budgets`, `points`, `prices` or a wish is"
+            raise ValueError(f"{keys} missing: without a family there is nothing to choose from")
         if self.max_tokens_share is not None and self.max_points_below_long is not None:
             raise ValueError("give `max_tokens_share` or `max_points_below_long`, not both")
-        for name in ("prices", "budgets"):
-            stems = [setting.stem for setting in self.settings if setting.kind == name[:-1]]
+        for kind, key in _KEYS.items():
+            stems = [Setting(kind, value).stem for value in getattr(self, key)]
             if len(set(stems)) < len(stems):
-                raise ValueError(f"`{name}` {list(getattr(self, name))} holds one twice (six digits count)")
+                raise ValueError(f"`{key}` {list(getattr(self, key))} holds one twice (six digits count)")
         return self

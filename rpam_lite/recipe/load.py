@@ -15,25 +15,27 @@ from rpam_lite.errors import RpamError
 from rpam_lite.recipe.schema import Parents, Recipe
 from rpam_lite.recipe.values import QuestionSets
 
+_MEMBERS = {"--price": "prices", "--budget": "budgets", "--points": "points"}
 
-def with_dial(recipe: Recipe, prices: str | None, budgets: str | None, wish: Mapping[str, float | None]) -> Recipe:
+
+def with_dial(recipe: Recipe, members: Mapping[str, str | None], wish: Mapping[str, float | None]) -> Recipe:
     """The recipe with another dial, as the command line gives it.
 
     Args:
         recipe: What to change.
-        prices: Numbers with commas between them; none if None.
-        budgets: The same.
+        members: Numbers with commas between them, by the names of the command's options; None where not given.
         wish: By the names of `dial`; None where not given.
 
     Raises:
         RpamError: They are not such numbers, or the recipe has no place for them.
     """
-    given = {"prices": _numbers("--price", prices), "budgets": _numbers("--budget", budgets)}
+    given = {key: _numbers(option, members.get(option)) for option, key in _MEMBERS.items()}
     try:
         dial = {**recipe.dial.model_dump(), "max_tokens_share": None, "max_points_below_long": None}
         return Recipe.model_validate({**vars(recipe), "dial": {**dial, **wish, **given}})
     except ValidationError as error:
-        told = " ".join(f"{o} {t}" for o, t in (("--price", prices), ("--budget", budgets)) if t is not None)
+        options = {**members, **{f"--{key.replace('_', '-')}": value for key, value in wish.items()}}
+        told = " ".join(f"{option} {value}" for option, value in options.items() if value is not None)
         raise RpamError(f"{told}: {_all_mistakes(error)}") from None
 
 

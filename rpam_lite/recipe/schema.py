@@ -215,7 +215,7 @@ class Recipe(Section):
     def _dial_and_fit_go_together(self) -> Recipe:
         dial, fit = self.dial, self.fit
         if dial.settings and fit.preset in ("adamerging", "release"):
-            key = "prices" if dial.prices else "budgets"
+            key = next(k for k in dial.model_dump(exclude_defaults=True) if k not in ("by", "questions"))
             raise ValueError(f"`dial.{key}` is not read under `fit.preset: {fit.preset}`; take one of them out")
         if dial.decides and (told := _against_a_row(fit)):
             raise ValueError(

@@ -130,7 +130,7 @@ def dial(told: Mapping[str, Any]) -> Chart:
     long_word = f"Long: {100 * long['accuracy']:.1f} % at {long['tokens']:.1f} tokens"
     parts.append(mark((x(long["tokens"]), y(100 * long["accuracy"])), _SHAPE["Long"], "long solid", long_word))
     legend = [
-        (swatch("circle", "merge"), "merges, price or budget beside them"),
+        (swatch("circle", "merge"), "merges, their dial beside them"),
         (swatch("ring", "merge", ""), "the one taken"),
     ]
     legend.append((swatch(_SHAPE["Long"], "long solid", ""), "Long"))

@@ -131,9 +131,9 @@ def test_options_that_would_do_nothing_are_refused(
     refused(rpam_here(command, recipe(tmp_path, pair), *options, cwd=tmp_path), said)
 
 
-def test_the_dials_wish_needs_prices(tmp_path: Path, pair: Path) -> None:
+def test_what_the_dial_cannot_be_asked_for_is_refused(tmp_path: Path, pair: Path) -> None:
     file = recipe(tmp_path, pair)
-    refused(rpam_here("fit", file, "--max-tokens-share", "0.5", cwd=tmp_path), "give --price or --budget too")
+    refused(rpam_here("fit", file, "--max-points-below-long", "-1", cwd=tmp_path), "Invalid value for '--max-points")
     refused(rpam_here("fit", file, "--price", "cheap", cwd=tmp_path), "--price cheap: must be numbers")
     refused(rpam_here("fit", file, "--budget", "1.5", cwd=tmp_path), "--budget 1.5: ")
 

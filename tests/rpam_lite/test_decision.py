@@ -20,11 +20,12 @@ from rpam_lite.checkpoint.write import write_checkpoint
 from rpam_lite.errors import RpamError
 from rpam_lite.fit.coefficients import Coefficients, DecisionRow, load, save, scalar
 from rpam_lite.fit.decision import (
+    ByParent,
     DecisionStates,
-    Tokens,
     Vector,
     best_threshold,
     features_of,
+    fit_accuracy,
     fit_budget,
     fit_logistic,
     fit_price,
@@ -47,7 +48,7 @@ from tests.conftest import make_checkpoint
 QUESTIONS, HIDDEN = 120, 12
 
 
-def made_up(seed: int = 0) -> tuple[DecisionStates, Vector, Tokens]:
+def made_up(seed: int = 0) -> tuple[DecisionStates, Vector, ByParent]:
     """States whose third dimension is the question's worth; gains in points, and both parents' tokens."""
     random = np.random.default_rng(seed)
     decisions = random.normal(size=(QUESTIONS, HIDDEN))
@@ -55,10 +56,10 @@ def made_up(seed: int = 0) -> tuple[DecisionStates, Vector, Tokens]:
     elsewhere = random.normal(size=(400, HIDDEN))
     gains = 50 + 40 * decisions[:, 2]
     states = DecisionStates(decisions, random.normal(size=QUESTIONS) - 1, elsewhere, random.normal(size=400) - 12)
-    return states, gains, Tokens(np.full(QUESTIONS, 100.0), np.full(QUESTIONS, 5.0))
+    return states, gains, ByParent(np.full(QUESTIONS, 100.0), np.full(QUESTIONS, 5.0))
 
 
-def at(price: float, gains: Vector, tokens: Tokens) -> Vector:
+def at(price: float, gains: Vector, tokens: ByParent) -> Vector:
     return np.asarray(gains - price * (tokens.long - tokens.short) / 1000)
 
 
@@ -86,6 +87,21 @@ def test_a_budget_is_not_spent_where_thinking_loses() -> None:
     thinks = decided(states, found.row)
     assert 0.4 < thinks.mean() < 0.6
     assert (thinks == (gains > 50)).mean() > 0.9
+
+
+@pytest.mark.parametrize("lost", [0.0, 0.05, 0.3])
+def test_an_accuracy_is_kept_in_as_few_tokens_as_that_takes(lost: float) -> None:
+    """Long is right on all, Short where thinking gains nothing."""
+    states, gains, tokens = made_up()
+    gains = np.where(gains > 50, 100.0, 0.0)
+    right = ByParent(np.ones(QUESTIONS), 1 - gains / 100)
+    found = fit_accuracy(features_of(states), lambda price: at(price, gains, tokens), tokens, right, 1 - lost - 1e-9)
+    assert right.mean(found.thinks) >= 1 - lost - 1e-9
+    needed = 5 + 95 * (gains.mean() / 100 - lost)  # of one that knows every answer
+    assert needed <= tokens.mean(found.thinks) < 0.6 * needed + 0.4 * 100
+    others, worth, _ = made_up(seed=1)
+    thinks = decided(others, found.row)
+    assert np.mean(thinks | (worth <= 50)) == pytest.approx(1 - lost, abs=0.06)
 
 
 def test_a_price_decides_by_the_sign_of_the_regret() -> None:
@@ -152,7 +168,7 @@ def test_the_bias_moves_every_decision_alike() -> None:
 
 
 def test_a_threshold_between_the_last_question_within_the_budget_and_the_next() -> None:
-    z, tokens = np.array([3.0, -1.0, 2.0, 0.0]), Tokens(np.full(4, 9.0), np.ones(4))
+    z, tokens = np.array([3.0, -1.0, 2.0, 0.0]), ByParent(np.full(4, 9.0), np.ones(4))
     assert threshold(z, tokens, 5.0) == 1.0  # two of four think: 5 tokens
     assert threshold(z, tokens, 4.9) == 2.5
     assert threshold(z, tokens, 9.0) == -2.0

@@ -101,28 +101,38 @@ def test_the_wish_is_met_where_it_can_be() -> None:
 
 def test_the_command_lines_dial_takes_the_recipes_place() -> None:
     recipe = load_recipe(ROOT / "recipes/tiny.yaml")
-    found = with_dial(recipe, "0,50", None, {"max_tokens_share": 0.5})
+    found = with_dial(recipe, {"--price": "0,50"}, {"max_tokens_share": 0.5})
     assert (found.dial.prices, found.dial.budgets, found.dial.max_tokens_share) == ((0, 50), (), 0.5)
     assert found.parents == recipe.parents
-    assert with_dial(recipe, None, "0.5,1", {}).dial.settings == (Setting("budget", 0.5), Setting("budget", 1))
+    assert with_dial(recipe, {"--budget": "0.5,1"}, {}).dial.settings == (Setting("budget", 0.5), Setting("budget", 1))
+    wished = with_dial(recipe, {"--points": "5"}, {"max_points_below_long": 2.0}).dial
+    assert wished.settings == (Setting("points", 5), Setting("points", 2))
     for wrong in ("a", "1,1", "-1", "nan", "inf", ""):
-        with pytest.raises(RpamError, match="--price"):
-            with_dial(recipe, wrong, None, {})
-        with pytest.raises(RpamError, match="--budget"):
-            with_dial(recipe, None, wrong, {})
-    with pytest.raises(RpamError, match="not both"):
-        with_dial(recipe, "1", None, {"max_tokens_share": 0.5, "max_points_below_long": 1.0})
+        for option in ("--price", "--budget", "--points"):
+            with pytest.raises(RpamError, match=option):
+                with_dial(recipe, {option: wrong}, {})
+    with pytest.raises(RpamError, match=r"--max-tokens-share 0\.5 --max-points-below-long 1\.0: .*not both"):
+        with_dial(recipe, {"--price": "1"}, {"max_tokens_share": 0.5, "max_points_below_long": 1.0})
 
 
 def test_a_member_has_a_name_for_every_place() -> None:
-    dial = Dial(prices=(100,), budgets=(0.6,), max_tokens_share=0.5)
+    dial = Dial(prices=(100,), budgets=(0.6,), points=(1, 2.5), max_tokens_share=0.5)
     assert [(s.name, s.label, s.stem) for s in dial.settings] == [
         ("price 100", "100", "price-100"),
         ("budget 60 %", "60 %", "budget-0.6"),
+        ("within 1 point", "1 point", "points-1"),
+        ("within 2.5 points", "2.5 points", "points-2.5"),
+        ("budget 50 %", "50 %", "budget-0.5"),
     ]
     assert dial.decides
     assert not Dial(prices=(100,), by="fit").decides
     assert not Dial().decides
+
+
+def test_what_is_wished_for_is_a_member() -> None:
+    assert Dial(max_points_below_long=2).settings == (Setting("points", 2),)
+    assert Dial(budgets=(0.5, 0.8), max_tokens_share=0.5).settings == (Setting("budget", 0.5), Setting("budget", 0.8))
+    assert Dial(by="fit", prices=(100,), max_points_below_long=2).settings == (Setting("price", 100),)
 
 
 def test_where_a_row_decides_the_fit_is_of_how_both_parents_answer() -> None:
@@ -172,8 +182,11 @@ def test_a_parent_that_was_never_asked_counts_as_right_as_the_other_in_its_usual
 @pytest.mark.parametrize(
     ("section", "given", "told"),
     [
-        (Dial, {"max_tokens_share": 0.5}, "`prices` or `budgets` is missing"),
+        (Dial, {"questions": 0}, "`budgets`, `points`, `prices` or a wish is missing"),
+        (Dial, {"by": "fit", "max_tokens_share": 0.5}, "`prices` are missing"),
         (Dial, {"budgets": [0.5], "by": "fit"}, "`budgets` needs `by: decision`"),
+        (Dial, {"points": [1], "by": "fit"}, "`points` needs `by: decision`"),
+        (Dial, {"points": [1, 1]}, "holds one twice"),
         (Dial, {"budgets": [0.5, 0.5]}, "holds one twice"),
         (Dial, {"prices": [1000000.1, 1000000.2]}, "six digits count"),
         (Fit, {"learning_rate": 0.1}, "optimizer: adam"),

@@ -27,13 +27,13 @@ def refused_budget(folder: Path) -> str:
 def test_a_family_by_decision_rows(trip: Path, tmp_path: Path) -> None:
     shutil.copytree(trip, tmp_path / "copy")
     output = rpam(
-        tmp_path / "copy", "fit", "tiny.yaml", "--price", "9000", "--budget", "1,0.5", "--max-tokens-share", "0.6"
+        tmp_path / "copy", "fit", "tiny.yaml", "--price", "9000", "--budget", "1,0.5", "--max-tokens-share", "0.5"
     )
     fit = tmp_path / "copy/runs/tiny/fit"
     told = json.loads((fit / "frontier.json").read_text())
     assert [m["name"] for m in told["members"]] == ["price 9000", "budget 100 %", "budget 50 %"]
     assert told["questions"] == 8  # of 32, four a level: one of each is set aside
-    assert "at most 60 % of Long's tokens" in output
+    assert "at most 50 % of Long's tokens" in output
     stems = ["price-9000", "budget-1", "budget-0.5"]
     kept = [json.loads((fit / f"members/{stem}/coefficients.json").read_text()) for stem in stems]
     assert json.loads((fit / "coefficients.json").read_text()) == kept[told["index"]]
@@ -45,7 +45,7 @@ def test_a_family_by_decision_rows(trip: Path, tmp_path: Path) -> None:
     log = json.loads((fit / "members/budget-0.5/fit.json").read_text())["decision"]
     assert (log["token"], log["questions"]) == (kept[2]["decision"]["token"], 24)
     # The same dial in the recipe goes on from there, and measures the other members beside the merge.
-    write_recipe(tmp_path / "copy", dial={"prices": [9000], "budgets": [1, 0.5], "max_tokens_share": 0.6})
+    write_recipe(tmp_path / "copy", dial={"prices": [9000], "budgets": [1, 0.5], "max_tokens_share": 0.5})
     assert "reused from runs/tiny: check, label, capture, fit" in rpam(tmp_path / "copy", "run", "tiny.yaml")
     evaluation = json.loads((tmp_path / "copy/runs/tiny/eval/evaluation.json").read_text())["rows"]
     members = [row for row in evaluation if row["kind"] == "member"]
@@ -61,16 +61,16 @@ def test_a_family_by_decision_rows(trip: Path, tmp_path: Path) -> None:
         refused = rpam_here("export", "tiny.yaml", *option, cwd=tmp_path / "copy")
         assert refused.returncode == 1
         assert "dial.by: fit" in refused.stderr
-    assert refused_budget(tmp_path / "copy").startswith("rpam: [E12] `dial.budgets` 1 %: Short's own answers have")
+    assert refused_budget(tmp_path / "copy").startswith("rpam: [E12] `dial`: budget 1 %: Short's own answers have")
     assert (fit / "manifest.json").exists()  # the fit that was there is there
     write_recipe(tmp_path / "copy", capture={"questions_per_class": 4}, dial={"budgets": [0.5]})
-    assert refused_budget(tmp_path / "copy").startswith("rpam: [E12] `dial.budgets` 1 %")
+    assert refused_budget(tmp_path / "copy").startswith("rpam: [E12] `dial`: budget 1 %")
     assert (fit.parent / "capture/manifest.json").exists()  # and so is the capture
 
 
 def test_a_family_chosen_by_the_parents_answers(trip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(trip, tmp_path / "copy")
-    write_recipe(tmp_path / "copy", dial={"budgets": [1, 0.5], "questions": 0, "max_tokens_share": 0.6})
+    write_recipe(tmp_path / "copy", dial={"budgets": [1], "questions": 0, "max_tokens_share": 0.5})
     rpam(tmp_path / "copy", "capture", "tiny.yaml")
     output = rpam(tmp_path / "copy", "fit", "tiny.yaml")
     assert "measuring" not in output  # nobody answers anything
@@ -87,7 +87,7 @@ def test_a_family_chosen_by_the_parents_answers(trip: Path, tmp_path: Path, monk
     assert means["short"] < half["tokens"] <= 0.5 * means["long"]
     assert half["intervals"]["tokens"][0] < half["tokens"] < half["intervals"]["tokens"][1]
     assert (told["index"], told["met"]) == (1, True)
-    assert "budget 50 % is taken (at most 60 % of Long's tokens)" in output
+    assert "budget 50 % is taken (at most 50 % of Long's tokens)" in output
     assert "by the parents' answers to 32 calibration questions" in output
     # Another budget needs no other fit, and ends with the same bytes as one that was fitted anew.
     again = rpam(tmp_path / "copy", "fit", "tiny.yaml", "--budget", "0.7")
@@ -97,6 +97,15 @@ def test_a_family_chosen_by_the_parents_answers(trip: Path, tmp_path: Path, monk
     assert 'write `dial: {"budgets": [0.7], "questions": 0}` into the recipe, and `rpam run` it' in again
     assert "fitting all lambdas" not in again
     quick = contents(folder / "fit")
+    # A wish alone makes the one merge that does it.
+    wished = rpam(tmp_path / "copy", "fit", "tiny.yaml", "--max-points-below-long", "10")
+    assert "within 10 points is taken (at most 10 points below Long)" in wished
+    assert "WARNING" not in wished
+    (member,) = (told := json.loads((folder / "fit/frontier.json").read_text()))["members"]
+    assert told["met"]
+    assert told["long"]["accuracy"] - 0.1 - 1e-9 <= member["accuracy"] < told["long"]["accuracy"]
+    assert member["tokens"] < told["long"]["tokens"]
+    rpam(tmp_path / "copy", "fit", "tiny.yaml", "--budget", "0.7")
     # A damaged file is made again, and so is all.
     (kept / "states.safetensors").write_bytes(b"half")
     assert "the merge is run over the questions again" in rpam(tmp_path / "copy", "fit", "tiny.yaml", "--budget", "0.7")
