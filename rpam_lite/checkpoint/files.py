@@ -110,17 +110,21 @@ def size_text(size: int) -> str:
     return f"{size} B"
 
 
-def read_rows(path: Path) -> dict[str, dict[str, Any]]:
-    """Rows of a JSON-lines file by their `key`; none if it is absent. Lines that are no whole row are passed over."""
-    rows = {}
+def whole_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Objects of a JSON-lines file; none if it is absent. Lines that an interrupt cut off are passed over."""
+    # Texts in it may hold other line breaks than \n.
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else ():
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
             continue
-        if isinstance(row, dict) and "key" in row:
-            rows[row["key"]] = row
-    return rows
+        if isinstance(row, dict):
+            yield row
+
+
+def read_rows(path: Path) -> dict[str, dict[str, Any]]:
+    """The same by their `key`; of two with one key the later."""
+    return {row["key"]: row for row in whole_rows(path) if "key" in row}
 
 
 def append_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:

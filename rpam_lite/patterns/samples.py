@@ -19,7 +19,7 @@ from quant.engines import Completion, Engine, Request, Sampling
 from quant.records import prompt_hash
 from quant.tasks.questions import Question
 from quant.tasks.task import IN_BOX, Grading
-from rpam_lite.checkpoint.files import append_rows, write_text
+from rpam_lite.checkpoint.files import append_rows, whole_rows, write_text
 
 SAMPLE_VERSION = 2
 Row = dict[str, Any]
@@ -149,17 +149,7 @@ class Sampler:
 
 def _read(file: Path) -> dict[tuple[str, str], Row]:
     """Whole rows of this version, by key and prompt; a last line that was cut off is dropped."""
-    rows: dict[tuple[str, str], Row] = {}
-    if not file.exists():
-        return rows
-    for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(row, dict) and row.get("version") == SAMPLE_VERSION:
-            rows[row["key"], row["prompt"]] = row
-    return rows
+    return {(row["key"], row["prompt"]): row for row in whole_rows(file) if row.get("version") == SAMPLE_VERSION}
 
 
 def _line(row: Row) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from rpam_lite.checkpoint.files import whole_rows
+from rpam_lite.errors import RpamError
 from rpam_lite.pipeline.stage import Run
 
 if TYPE_CHECKING:
@@ -73,6 +74,13 @@ def _aside(run: Run, rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def pattern_rows(run: Run) -> list[dict[str, Any]]:
-    """The rows of patterns.jsonl."""
-    lines = (run.of("label") / "patterns.jsonl").read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines if line]
+    """The rows of patterns.jsonl, in the questions' order.
+
+    Raises:
+        RpamError: A line of it is damaged.
+    """
+    file = run.of("label") / "patterns.jsonl"
+    rows = list(whole_rows(file))
+    if len(rows) < file.read_bytes().count(b"\n"):
+        raise RpamError(f"{file}: holds lines that are no JSON objects; run `rpam label` again (the answers are kept).")
+    return rows

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from quant.measures import Answers, by_question
 from quant.records import evaluated
 from quant.statistics import Interval, interval, ratio
 from quant.tasks.questions import Question
-from rpam_lite.checkpoint.files import read_json
+from rpam_lite.checkpoint.files import read_json, whole_rows
 from rpam_lite.checkpoint.hub import readable_name
 from rpam_lite.errors import RpamError
 from rpam_lite.recipe import OURS, Recipe
@@ -229,10 +228,8 @@ def _spread(value: float | Sequence[float]) -> Spread:
 
 
 def _labels(patterns: Path) -> dict[str, int]:
-    # Questions may hold other line breaks than \n.
-    lines = patterns.read_text(encoding="utf-8").split("\n") if patterns.exists() else []
-    counts = Counter(json.loads(line)["label"] or "dropped" for line in lines if line)
-    return {name: counts[name] for name in ("long", "short", "dropped") if lines}
+    counts = Counter(row["label"] or "dropped" for row in whole_rows(patterns))
+    return {name: counts[name] for name in ("long", "short", "dropped") if counts}
 
 
 def _proofs(run: Path) -> list[str]:

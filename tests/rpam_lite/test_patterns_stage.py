@@ -18,6 +18,7 @@ from rpam_lite.fit.__main__ import Quiet
 from rpam_lite.pipeline.labelling import sample_file
 from rpam_lite.pipeline.stage import Run
 from rpam_lite.pipeline.stages import run_label
+from rpam_lite.pipeline.traces import pattern_rows
 from rpam_lite.pipeline.trip import STAGES, run_one
 from rpam_lite.preflight import check
 from rpam_lite.recipe import load_recipe
@@ -55,6 +56,15 @@ def asked_of(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(LlamaCppEngine, "generate", listen)
     return asked
+
+
+def test_a_damaged_line_of_the_labels_is_no_question_less(pair: Path) -> None:
+    run_one("label", run := run_of(pair))
+    file = run.of("label") / "patterns.jsonl"
+    assert pattern_rows(run) == patterns(run)
+    file.write_text(file.read_text(encoding="utf-8").replace("{", "[", 1), encoding="utf-8")
+    with pytest.raises(RpamError, match=r"patterns\.jsonl: holds lines that are no JSON objects"):
+        pattern_rows(run)
 
 
 def test_another_rule_or_price_samples_nothing_and_more_answers_only_the_new_ones(
