@@ -92,10 +92,9 @@ def make_run(
             }
             for price, tokens in ((0.0, 30.0), (100.0, 20.0))
         ]
-        told = {"version": 2, "questions": 9, "long": {"accuracy": 1.0, "tokens": 31.0}, "members": members}
-        write_json(
-            run / "fit" / "frontier.json", told | {"wish": "at most 1 points below Long", "index": 1, "met": False}
-        )
+        stands: dict[str, Any] = {"questions": 9, "measured": True, "long": {"accuracy": 1.0, "tokens": 31.0}}
+        wish = {"wish": "at most 1 points below Long", "index": 1, "met": False}
+        write_json(run / "fit" / "frontier.json", {"version": 2, **stands, "members": members, **wish})
     return recipe, run
 
 

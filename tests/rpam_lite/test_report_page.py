@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from tinyhtml5.parser import HTMLParser
 
+from rpam_lite.checkpoint.files import read_json, write_json
 from rpam_lite.report import heat
 from rpam_lite.report.gather import fit_log, lambdas_of
 from rpam_lite.report.markdown import closing, markdown
@@ -172,7 +173,13 @@ def test_the_dial_is_shown_where_a_family_was_fitted(tmp_path: Path) -> None:
     with_family = words(section(tree, "fit"))
     assert "100 (taken)" in with_family
     assert "at most 1 points below Long. No member does that" in with_family
+    assert "On 9 calibration questions that no fit saw." in with_family
     assert "The dial" not in page(report_of(*make_run(tmp_path / "b")))
+    recipe, run = make_run(tmp_path / "c", dial=True)
+    frontier = run / "fit" / "frontier.json"
+    write_json(frontier, read_json(frontier, "the frontier") | {"measured": False})
+    told = words(section(parsed(page(report_of(recipe, run))), "fit"))
+    assert "By the parents' answers to 9 calibration questions." in told
 
 
 def test_what_a_recipe_does_not_make_is_left_out_with_a_sentence(tmp_path: Path) -> None:
