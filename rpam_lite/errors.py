@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 # Which extra of `pip install rpam_lite[...]` brings a package that is imported late.
 EXTRA_OF = {
     "torch": "merge",
@@ -42,6 +44,11 @@ class RpamError(Exception):
 def one_line(error: BaseException, limit: int = 200) -> str:
     """What another package's error says, on one line of at most so many characters; its kind where it says nothing."""
     return " ".join(str(error).split())[:limit] or type(error).__name__
+
+
+def some(items: Sequence[object]) -> str:
+    """The first three, and how many more."""
+    return ", ".join(map(str, items[:3])) + (f" and {len(items) - 3} more" if len(items) > 3 else "")
 
 
 def missing_package(error: ModuleNotFoundError) -> RpamError | None:

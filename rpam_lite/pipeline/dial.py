@@ -100,7 +100,8 @@ def choose_member(run: Run, members: Mapping[Setting, Fitted]) -> Setting:
         else f"by the parents' answers to {found.questions} calibration questions, its row not fitted on the one asked"
     )
     run.say(
-        f"dial: of {len(rows)} members {setting.name} is taken ({wish}): {100 * taken['accuracy']:.1f} % at "
+        f"dial: of {len(rows)} member{'s' if len(rows) > 1 else ''} {setting.name} is taken ({wish}): "
+        f"{100 * taken['accuracy']:.1f} % at "
         f"{taken['tokens']:.1f} tokens {where}; Long has {100 * found.long['accuracy']:.1f} % at "
         f"{found.long['tokens']:.1f}"
     )

@@ -12,14 +12,14 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from rpam_lite import __version__
 from rpam_lite.checkpoint.files import read_json, write_json
-from rpam_lite.errors import RpamError
+from rpam_lite.errors import RpamError, some
 from rpam_lite.pipeline.stage import Run, Stage, content_hash, fingerprint, identity
 from rpam_lite.recipe import Recipe
 
@@ -173,11 +173,6 @@ def _made_by(names: tuple[str, ...], run: Run) -> dict[str, str | None]:
 
 def _as_json(value: Any) -> Any:
     return json.loads(json.dumps(value, default=str))
-
-
-def some(names: Sequence[str]) -> str:
-    """The first three, and how many more."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _version(package: str) -> str | None:

@@ -16,10 +16,11 @@ from rpam_lite.checkpoint.aligned import EMBEDDING
 from rpam_lite.checkpoint.pair import open_pair, open_parent
 from rpam_lite.checkpoint.source import ParentSource
 from rpam_lite.device import choose_device
+from rpam_lite.errors import some
 from rpam_lite.merge.methods import method_of
 from rpam_lite.preflight.configs import compare_configs, quantized_leftover
 from rpam_lite.preflight.engine import check_engine
-from rpam_lite.preflight.findings import Finding, attempt, some
+from rpam_lite.preflight.findings import Finding, attempt
 from rpam_lite.preflight.machine import check_disk, check_memory
 from rpam_lite.preflight.questions import check_questions
 from rpam_lite.preflight.tensors import check_range, check_tensors

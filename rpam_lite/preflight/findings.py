@@ -55,8 +55,3 @@ def attempt(findings: list[Finding], code: str, action: Callable[[], T]) -> T | 
 def worst(findings: Sequence[Finding]) -> Level:
     """The gravest level among them; INFO of none."""
     return max((f.level for f in findings), key=LEVELS.index, default="INFO")
-
-
-def some(items: Sequence[object]) -> str:
-    """The first three, and how many more."""
-    return ", ".join(map(str, items[:3])) + (f" and {len(items) - 3} more" if len(items) > 3 else "")

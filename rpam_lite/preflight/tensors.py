@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rpam_lite.checkpoint.source import ParentSource
-from rpam_lite.preflight.findings import Finding, some
+from rpam_lite.errors import some
+from rpam_lite.preflight.findings import Finding
 from rpam_lite.streaming.skeleton import Skeleton
 
 _FLOATS = {"bfloat16", "float16", "float32"}

@@ -13,7 +13,8 @@ from rpam_lite.checkpoint.pair import row_map
 from rpam_lite.checkpoint.prefill import without_prefill
 from rpam_lite.checkpoint.source import ParentSource
 from rpam_lite.checkpoint.vocabulary import chat_template, differing_tokens, opens_think_block, tokens_by_id
-from rpam_lite.preflight.findings import Finding, attempt, some
+from rpam_lite.errors import some
+from rpam_lite.preflight.findings import Finding, attempt
 
 # Below this share of common tokens two vocabularies are strangers.
 _ENOUGH = 0.5
