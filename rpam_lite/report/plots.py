@@ -13,6 +13,7 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 
 from rpam_lite.checkpoint.files import whole_file
 
@@ -75,65 +76,45 @@ def plot_frontier(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Left: accuracy against mean tokens, the scalar curve drawn. Right: share of long answers by level."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.8), layout="constrained")
     curve = sorted((r for r in rows if r["weight"] is not None), key=lambda r: r["weight"])
-    ends = curve[0], curve[-1]
-    left.plot(
-        [r["tokens"] for r in ends],
-        [100 * r["accuracy"] for r in ends],
-        color=_SCALAR,
-        linestyle="--",
-        linewidth=0.8,
-        label="a coin tossed between both parents",
-    )
-    left.plot(
-        [r["tokens"] for r in curve],
-        [100 * r["accuracy"] for r in curve],
-        color=_SCALAR,
-        marker=".",
-        label="scalar interpolation",
-    )
-    for row in curve[1:-1]:
-        left.annotate(
-            f"{row['weight']:g}",
-            (row["tokens"], 100 * row["accuracy"]),
-            textcoords="offset points",
-            xytext=(5, -10),
-            fontsize=7,
-            color=_SCALAR,
-        )
-    merge_markers = itertools.cycle("o^vD*P")
-    for row in rows:
-        if row["kind"] != "scalar":
-            marker = "s" if row["kind"] == "parent" else next(merge_markers)
-            left.plot(
-                row["tokens"],
-                100 * row["accuracy"],
-                marker=marker,
-                linestyle="none",
-                color=_color(row),
-                alpha=0.85,
-                markerfacecolor="none" if row["kind"] == "member" else None,
-                markersize=8,
-                label=row["name"],
-            )
-    left.set(xlabel="mean generated tokens", ylabel="accuracy, %", title="Accuracy against tokens")
-    left.grid(alpha=0.3)
-    left.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=4)  # below: it must hide no merge
+    _draw_accuracy(left, curve, [r for r in rows if r["kind"] != "scalar"])
     merge = next(r for r in rows if r["kind"] == "merge")
     nearest = min(curve, key=lambda r: abs(r["tokens"] - merge["tokens"]))
-    for row, style in ((curve[-1], "-"), (curve[0], "-"), (merge, "-"), (nearest, ":")):
-        levels = {int(level): summary["long"] for level, summary in row["levels"].items()}
-        right.plot(
-            list(levels),
-            [100 * share for share in levels.values()],
-            style,
-            marker="o",
-            color=_color(row),
-            label=row["name"],
-        )
-    right.set(xlabel="difficulty level", ylabel="long answers, %", title="Who thinks long, and when", ylim=(-3, 103))
-    right.grid(alpha=0.3)
-    right.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=4)
+    _draw_levels(right, [(curve[-1], "-"), (curve[0], "-"), (merge, "-"), (nearest, ":")])
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.legend(
+            fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=4
+        )  # hides no merge
     _save(figure, path)
+
+
+def _draw_accuracy(axes: Axes, curve: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]) -> None:
+    coin, scalars = "a coin tossed between both parents", "scalar interpolation"
+    axes.plot(*_places([curve[0], curve[-1]]), color=_SCALAR, linestyle="--", linewidth=0.8, label=coin)
+    axes.plot(*_places(curve), color=_SCALAR, marker=".", label=scalars)
+    for row in curve[1:-1]:
+        below: dict[str, Any] = {"textcoords": "offset points", "xytext": (5, -10)}
+        place = (row["tokens"], 100 * row["accuracy"])
+        axes.annotate(f"{row['weight']:g}", place, **below, fontsize=7, color=_SCALAR)
+    merge_markers = itertools.cycle("o^vD*P")
+    for row in others:
+        marker = "s" if row["kind"] == "parent" else next(merge_markers)
+        fill = "none" if row["kind"] == "member" else None
+        look: dict[str, Any] = {"marker": marker, "markersize": 8, "markerfacecolor": fill, "linestyle": "none"}
+        axes.plot(*_places([row]), **look, color=_color(row), alpha=0.85, label=row["name"])
+    axes.set(xlabel="mean generated tokens", ylabel="accuracy, %", title="Accuracy against tokens")
+
+
+def _draw_levels(axes: Axes, rows: Sequence[tuple[Mapping[str, Any], str]]) -> None:
+    for row, style in rows:
+        levels = {int(level): 100 * summary["long"] for level, summary in row["levels"].items()}
+        axes.plot(list(levels), list(levels.values()), style, marker="o", color=_color(row), label=row["name"])
+    axes.set(xlabel="difficulty level", ylabel="long answers, %", title="Who thinks long, and when", ylim=(-3, 103))
+
+
+def _places(rows: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
+    """Tokens and percent right of every row."""
+    return [row["tokens"] for row in rows], [100 * row["accuracy"] for row in rows]
 
 
 def _color(row: Mapping[str, Any]) -> str:

@@ -10,11 +10,13 @@ lambda, exactly:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 
 from rpam_lite.streaming.activations import Targets
-from rpam_lite.streaming.codec import Pair
 from rpam_lite.streaming.ends import Ends
 from rpam_lite.streaming.merged import AddGradient, LambdaOf, lambda_gradient, merged_tensor
 
@@ -84,61 +86,28 @@ def head_gradient(
         dloss/dhidden, one for each of `hidden`, of its device and type.
     """
     skeleton = ends.skeleton
-    exact = torch.promote_types(dtype, torch.float32)
     ids = [t.to(ends.device) for t in target_ids]
-    targets = [torch.zeros(t.shape, dtype=exact, device=ends.device) for t in ids]
-    sums = [torch.full((len(h),), -torch.inf, dtype=exact, device=ends.device) for h in hidden]
-    means = [torch.zeros_like(total) for total in sums]
     tail = {name: tensor.requires_grad_() for name, tensor in merged_tail(ends, lambda_of, dtype).items()}
     leaves = [h.detach().requires_grad_() for h in hidden]
     with torch.no_grad():
         # Kept where `hidden` is: on the host, the device holds one micro-batch at a time.
         normed = [skeleton.final_norm(h.to(ends.device, dtype), tail).to(h.device) for h in leaves]
-        for start, pair in ends.head_chunks():
-            head = merged_tensor(pair, lambda_of(skeleton.head), dtype)
-            for b, states in enumerate(normed):
-                logits = skeleton.logits(states.to(ends.device), head).to(exact)
-                before, sums[b] = sums[b], torch.logaddexp(sums[b], logits.logsumexp(-1))
-                if with_entropy:
-                    inside = ((logits - sums[b].unsqueeze(-1)).exp_() * logits).sum(-1)
-                    means[b] = means[b] * (before - sums[b]).exp() + inside
-                here, columns = _inside(ids[b], start, len(head))
-                targets[b] = torch.where(here, logits.gather(-1, columns), targets[b])
-    upstream = []
-    for b, (target, total, mean) in enumerate(zip(targets, sums, means, strict=True)):
-        read = [target.requires_grad_(), total.requires_grad_(), mean.requires_grad_(with_entropy)]
-        entropy = total - mean if with_entropy else torch.zeros_like(mean)
-        found = loss(b, target - total.unsqueeze(-1), entropy)
-        upstream.append(torch.autograd.grad(found, read[: 2 + with_entropy]))
-    to_normed = [torch.zeros_like(states, dtype=exact) for states in normed]
-
-    def chunk_back(start: int, pair: Pair) -> None:
-        # A function of its own, so that one chunk's tensors are gone before the next one's are made.
+        read = _read(ends, normed, ids, lambda_of, dtype, with_entropy)
+    upstream = [_of_what_was_read(partial(loss, b), micro, with_entropy) for b, micro in enumerate(read)]
+    to_normed = [torch.zeros_like(states, dtype=_exact(dtype)) for states in normed]
+    for start, pair in ends.head_chunks():
         weight = lambda_of(skeleton.head)
         head = merged_tensor(pair, weight, dtype).requires_grad_()
-        to_head = torch.zeros_like(head, dtype=exact)
+        to_head = torch.zeros_like(head, dtype=_exact(dtype))
         for b, states in enumerate(normed):
             leaf = states.to(ends.device).requires_grad_()
-            logits = skeleton.logits(leaf, head)
-            to_target, to_sum, *to_mean = upstream[b]
-            here, columns = _inside(ids[b], start, len(head))
-            exact_logits = logits.detach().to(exact)
-            back = (exact_logits - sums[b].detach().unsqueeze(-1)).exp_()
-            if to_mean:
-                slope = (exact_logits - means[b].detach().unsqueeze(-1)).add_(1).mul_(to_mean[0].unsqueeze(-1))
-                back.mul_(slope.add_(to_sum.unsqueeze(-1)))
-            else:
-                back.mul_(to_sum.unsqueeze(-1))
-            back.scatter_add_(-1, columns, torch.where(here, to_target, 0))
-            found = torch.autograd.grad(logits, [leaf, head], back.to(dtype))
-            to_normed[b] += found[0].to(states.device)
-            to_head += found[1]
-            del logits, exact_logits, back, found
+            to_leaf, found = _chunk_back(ends, leaf, head, start, ids[b], read[b], upstream[b])
+            to_normed[b] += to_leaf.to(states.device)
+            to_head += found
+            del leaf, to_leaf, found  # before the next ones are made
         del head
         add_gradient(skeleton.head, lambda_gradient(pair, to_head, weight))
-
-    for start, pair in ends.head_chunks():
-        chunk_back(start, pair)
+        del to_head
     gradients = []
     for h, back in zip(leaves, to_normed, strict=True):
         output = skeleton.final_norm(h.to(ends.device, dtype), tail)
@@ -147,6 +116,88 @@ def head_gradient(
         for (name, pair), part in zip(ends.tail().items(), to_tail, strict=True):
             add_gradient(name, lambda_gradient(pair, part, lambda_of(name)))
     return gradients
+
+
+def _exact(dtype: torch.dtype) -> torch.dtype:
+    """The type of sums and losses."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+@dataclass
+class _Read:
+    """What one micro-batch's logits are read for, [positions] each but the targets, gathered over the chunks.
+
+    Attributes:
+        targets: Logits of the target tokens, [positions, k].
+        sums: logsumexp of all logits.
+        means: Their mean by probability, for the entropy; 0 where it is not read.
+    """
+
+    targets: torch.Tensor
+    sums: torch.Tensor
+    means: torch.Tensor
+
+
+def _read(
+    ends: Ends,
+    normed: Sequence[torch.Tensor],
+    ids: Sequence[torch.Tensor],
+    lambda_of: LambdaOf,
+    dtype: torch.dtype,
+    with_entropy: bool,
+) -> list[_Read]:
+    """The first pass over the head's chunks, without gradients."""
+    made: dict[str, Any] = {"dtype": _exact(dtype), "device": ends.device}
+    found = [
+        _Read(torch.zeros(t.shape, **made), torch.full((len(t),), -torch.inf, **made), torch.zeros(len(t), **made))
+        for t in ids
+    ]
+    for start, pair in ends.head_chunks():
+        head = merged_tensor(pair, lambda_of(ends.skeleton.head), dtype)
+        for states, of, own in zip(normed, ids, found, strict=True):
+            logits = ends.skeleton.logits(states.to(ends.device), head).to(_exact(dtype))
+            before, own.sums = own.sums, torch.logaddexp(own.sums, logits.logsumexp(-1))
+            if with_entropy:
+                inside = ((logits - own.sums.unsqueeze(-1)).exp_() * logits).sum(-1)
+                own.means = own.means * (before - own.sums).exp() + inside
+            here, columns = _inside(of, start, len(head))
+            own.targets = torch.where(here, logits.gather(-1, columns), own.targets)
+    return found
+
+
+def _of_what_was_read(
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], read: _Read, with_entropy: bool
+) -> tuple[torch.Tensor, ...]:
+    """The loss's gradient by the target logits, by logsumexp, and by the mean where the entropy is read."""
+    leaves = [value.detach().requires_grad_() for value in (read.targets, read.sums, read.means)][: 2 + with_entropy]
+    target, total, *mean = leaves
+    entropy = total - mean[0] if mean else torch.zeros_like(total)
+    return torch.autograd.grad(loss(target - total.unsqueeze(-1), entropy), leaves)
+
+
+def _chunk_back(
+    ends: Ends,
+    states: torch.Tensor,
+    head: torch.Tensor,
+    start: int,
+    ids: torch.Tensor,
+    read: _Read,
+    upstream: tuple[torch.Tensor, ...],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The second pass: dloss/dlogits of one micro-batch on one chunk, turned into those of states and head."""
+    to_target, to_sum, *to_mean = upstream
+    logits = ends.skeleton.logits(states, head)
+    here, columns = _inside(ids, start, len(head))
+    exact_logits = logits.detach().to(read.sums.dtype)
+    back = (exact_logits - read.sums.unsqueeze(-1)).exp_()
+    if to_mean:
+        slope = (exact_logits - read.means.unsqueeze(-1)).add_(1).mul_(to_mean[0].unsqueeze(-1))
+        back.mul_(slope.add_(to_sum.unsqueeze(-1)))
+    else:
+        back.mul_(to_sum.unsqueeze(-1))
+    back.scatter_add_(-1, columns, torch.where(here, to_target, 0))
+    of_states, of_head = torch.autograd.grad(logits, [states, head], back.to(logits.dtype))
+    return of_states, of_head
 
 
 def _inside(ids: torch.Tensor, start: int, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
