@@ -31,11 +31,14 @@ def through_peft(function: str) -> Merge:
 
         assert tensors.base is not None
         combine: Callable[..., torch.Tensor] = getattr(merge_utils, function)
-        weights = torch.tensor([options["long"], options["short"]], device=tensors.long.device)
+        # A random mask is drawn on the host: another device draws another one from the same seed.
+        device = torch.device("cpu") if function.startswith("dare") else tensors.base.device
+        vectors = [vector.to(device) for vector in tensors.task_vectors]
+        weights = torch.tensor([options["long"], options["short"]], device=device)
         density = [options["density"]] if "density" in options else []
         with torch.random.fork_rng(devices=[]) if density else nullcontext():
             if density:
                 torch.manual_seed(tensors.seed)
-            return tensors.base + combine(tensors.task_vectors, weights, *density)
+            return tensors.base + combine(vectors, weights, *density).to(tensors.base.device)
 
     return merge
