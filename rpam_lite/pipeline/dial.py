@@ -158,7 +158,7 @@ def _wished(dial: Dial, rows: list[dict[str, Any]], long_accuracy: float, long_t
         return Choice(0, True), "the only one"
     points = POINTS_BELOW_LONG if dial.max_points_below_long is None else dial.max_points_below_long
     least = least_accuracy(long_accuracy, points)
-    return cheapest_above(accuracy, tokens, least), f"at most {points:g} points below Long"
+    return cheapest_above(accuracy, tokens, least), f"at most {Setting('points', points).label} below Long"
 
 
 def member_row(run: Run, setting: Setting, coefficients: Coefficients, folder: Path) -> Row:

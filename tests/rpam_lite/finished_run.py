@@ -93,7 +93,7 @@ def make_run(
             for price, tokens in ((0.0, 30.0), (100.0, 20.0))
         ]
         stands: dict[str, Any] = {"questions": 9, "measured": True, "long": {"accuracy": 1.0, "tokens": 31.0}}
-        wish = {"wish": "at most 1 points below Long", "index": 1, "met": False}
+        wish = {"wish": "at most 1 point below Long", "index": 1, "met": False}
         write_json(run / "fit" / "frontier.json", {"version": 2, **stands, "members": members, **wish})
     return recipe, run
 

@@ -172,7 +172,7 @@ def test_the_dial_is_shown_where_a_family_was_fitted(tmp_path: Path) -> None:
     assert "other merges of the family, their dial beside them" in words(section(tree, "results"))
     with_family = words(section(tree, "fit"))
     assert "100 (taken)" in with_family
-    assert "at most 1 points below Long. No member does that" in with_family
+    assert "at most 1 point below Long. No member does that" in with_family
     assert "On 9 calibration questions that no fit saw." in with_family
     assert "The dial" not in page(report_of(*make_run(tmp_path / "b")))
     recipe, run = make_run(tmp_path / "c", dial=True)
