@@ -56,7 +56,7 @@ from rpam_lite.pipeline.trip import STAGES
 from rpam_lite.recipe import Recipe, load_recipe
 from rpam_lite.terminal import fail_in_one_sentence, progress_bars
 
-GRANULARITIES = ("scalar", "layer", "block", "matrix", "low_rank", "row")
+GRANULARITIES = ("scalar", "layer", "block", "matrix", "low_rank", "low_rank-4", "low_rank-8", "row")
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,10 @@ def open_run(pair: Path, folder: Path, form: Form, progress: Any) -> Run:
 
 
 def with_granularity(recipe: Recipe, granularity: str) -> Recipe:
-    """The recipe with another granularity."""
-    return recipe.model_copy(update={"fit": recipe.fit.model_copy(update={"granularity": granularity})})
+    """The recipe with another granularity; a number after it is its rank."""
+    name, _, rank = granularity.partition("-")
+    fit = {"granularity": name} | ({"rank": int(rank)} if rank else {})
+    return recipe.model_copy(update={"fit": recipe.fit.model_copy(update=fit)})
 
 
 def drawn(rows: Sequence[dict[str, Any]], size: int, draw: int) -> list[dict[str, Any]]:

@@ -82,9 +82,7 @@ def plot_frontier(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     _draw_levels(right, [(curve[-1], "-"), (curve[0], "-"), (merge, "-"), (nearest, ":")])
     for axes in (left, right):
         axes.grid(alpha=0.3)
-        axes.legend(
-            fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=4
-        )  # hides no merge
+        axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=4)  # hides no merge
     _save(figure, path)
 
 

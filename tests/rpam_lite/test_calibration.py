@@ -73,5 +73,6 @@ def test_each_granularity_keeps_the_other_settings(tmp_path: Path) -> None:
     assert run.recipe.label.samples == shipped.label.samples
     assert (run.recipe.capture.questions_per_class, run.recipe.family.questions) == (16, 0)
     assert [setting.value for setting in run.recipe.family.settings] == [0.8, 0.6, 2.0]
+    assert with_granularity(run.recipe, "low_rank-4").fit.rank == 4
     low_rank = with_granularity(run.recipe, "low_rank").fit
     assert (low_rank.granularity, low_rank.start, low_rank.ridge) == ("low_rank", shipped.fit.start, 0.1)
