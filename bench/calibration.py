@@ -31,8 +31,10 @@ from bench.calibration_table import line, table
 from bench.curve import CURVE
 from bench.quality import LONG_THINK_TOKENS, ROOT, ensure, family_of, without_repeated, write_recipe
 from bench.quality_forms import Changes
+from quant.adaptivity import execution
 from quant.asking import make_requests
 from quant.frontier import gain_over_curve
+from quant.measures import by_question
 from quant.records import Record
 from quant.summary import summarize
 from quant.tasks.questions import load_questions
@@ -192,18 +194,20 @@ def fitted_draw(
     losses = [step["loss"] for step in log["steps"]]
     seen = with_estimates(seen_rows(own))
     long_promised = float(by_parents(seen, ["long"] * len(seen))[0].mean())
-    long_measured = summarize(curve[-1], LONG_THINK_TOKENS).accuracy
+    parents = {"short": by_question(curve[0]), "long": by_question(curve[-1])}
     for setting, (coefficients, told) in decided_members(own, fitted, states_of(own, fitted)).items():
         name = f"{records.name}-{setting.stem}"
         answers = measured(own, name, coefficients, asking, records.with_name(f"{name}.jsonl"))
         summary = summarize(answers, LONG_THINK_TOKENS)
+        executed = execution(by_question(answers), parents["short"], parents["long"], LONG_THINK_TOKENS)
         member = {
             "name": name,
             "member": setting.name,
             "gradients": len(losses),
             "loss": [losses[0], min(losses)],
             "promised": {key: told[key] for key in ("accuracy", "tokens")},
-            "below_long": [long_promised - told["accuracy"], long_measured - summary.accuracy],
+            "execution": float(executed.mean()),
+            "below_long": [long_promised - told["accuracy"], float(parents["long"].correct.mean()) - summary.accuracy],
             "tokens": summary.tokens,
             **asdict(gain_over_curve(answers, curve)),
         }

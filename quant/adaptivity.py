@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quant.measures import Answers, pass_at_k, per_correct, require_same_questions
-from quant.statistics import DRAWS, Floats, Interval, Statistic, interval, ratio, ratio_of_ratios, resampled
+from quant.statistics import DRAWS, Floats, Interval, Statistic, interval, mean, ratio, ratio_of_ratios, resampled
 from rpam_lite.errors import RpamError
 
 _BY_DRAW = 1000  # draws of statistics that are computed one draw at a time
@@ -100,6 +100,15 @@ def underthink(model: Answers, long: Answers, long_think_tokens: int) -> Floats:
     return np.stack([given * missed, given], axis=1)
 
 
+def execution(model: Answers, short: Answers, long: Answers, long_think_tokens: int) -> Floats:
+    """Right answers of M less those of the parent whose way each takes, L's for a long one, [questions]."""
+    require_same_questions(model, short)
+    require_same_questions(model, long)
+    of_long, of_short = (parent.correct.mean(1, keepdims=True) for parent in (long, short))
+    found: Floats = (model.correct - np.where(model.think_tokens >= long_think_tokens, of_long, of_short)).mean(1)
+    return found
+
+
 def macro_length_ratio(tasks: Mapping[str, tuple[Answers, Answers]]) -> float:
     """Mean over tasks of mean tokens of M / mean tokens of L, as arXiv 2503.20641 reports it.
 
@@ -140,8 +149,8 @@ def measure_adaptivity(
 
     Returns:
         length_ratio (all tokens of M by all of L), correct_length_ratio (mean over correct answers of M by that of
-        L), index (mean a(q)), index_spearman and index_slope (against difficulty), overthink, underthink, and
-        auroc: of M's tokens for the label "L solves it and S does not" against "S solves it"; questions that
+        L), index (mean a(q)), index_spearman and index_slope (against difficulty), overthink, underthink, execution,
+        and auroc: of M's tokens for the label "L solves it and S does not" against "S solves it"; questions that
         neither solves have no label.
 
     Raises:
@@ -159,6 +168,7 @@ def measure_adaptivity(
         "index": (np.stack([np.where(placed, index, 0.0), placed], axis=1), ratio),
         "overthink": (overthink(model, short, long_think_tokens), ratio),
         "underthink": (underthink(model, long, long_think_tokens), ratio),
+        "execution": (execution(model, short, long, long_think_tokens), mean),
     }
     by_draw: dict[str, tuple[Floats, Callable[[Floats], float]]] = {
         "index_spearman": (against_difficulty, lambda rows: spearman(*_defined(rows))),

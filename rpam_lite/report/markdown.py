@@ -16,6 +16,7 @@ ADAPTIVITY = {
     "index_slope": "its slope a level of difficulty",
     "overthink": "long answers where Short is right",
     "underthink": "short and wrong answers where Long is right",
+    "execution": "right answers, over those of the parent whose way each takes",
     "auroc": 'AUROC of its tokens for "only Long is right"',
 }
 
@@ -94,7 +95,7 @@ def adaptivity_table(rows: Sequence[Row]) -> str:
     merged = [row for row in rows if row.get("adaptivity")]
     lines = ["| measure | " + " | ".join(row["name"] for row in merged) + " |", "|---|" + "---:|" * len(merged)]
     for measure, meaning in ADAPTIVITY.items():
-        found = [row["adaptivity"][measure] for row in merged]
+        found = [row["adaptivity"].get(measure) for row in merged]  # older runs lack some
         cells = ["-" if i is None else f"{i[0]:.2f} ({i[1]:.2f} to {i[2]:.2f})" for i in found]
         lines.append(f"| {meaning} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

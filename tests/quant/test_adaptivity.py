@@ -11,6 +11,7 @@ from scipy import stats
 from quant.adaptivity import (
     auroc,
     difficulty,
+    execution,
     interpolation_index,
     long_share,
     macro_length_ratio,
@@ -79,6 +80,16 @@ def test_over_and_underthinking_by_hand() -> None:
     found = measure_adaptivity(model, short, long, LONG, draws=200)
     assert found["overthink"].value == 0.5
     assert found["underthink"].value == 0.25
+    # It thinks on questions 1, 3 and 5, as right as Long there; briefly right as Short on 2, and wrong as Short on 4.
+    assert execution(model, short, long, LONG).tolist() == [0, 0, 0, 0, 0]
+    assert execution(answers([0, 1, 0, 1, 0], [9] * 5, [200, 0, 250, 5, 800]), short, long, LONG).tolist() == [
+        -1,
+        0,
+        -1,
+        1,
+        0,
+    ]
+    assert found["execution"].value == 0
     # Tokens of the labelled: 310 and 30 where only L solves it, 300 and 20 where S does.
     assert found["auroc"].value == 0.75
     assert found["length_ratio"].value == pytest.approx(1560 / 3100)
@@ -139,5 +150,5 @@ def test_what_has_no_value_is_nan() -> None:
     same = answers([0, 0, 0], [10, 10, 10])
     found = measure_adaptivity(same, same, same, LONG, draws=50)
     undefined = {name for name, i in found.items() if np.isnan(i.value)}
-    assert undefined == set(found) - {"length_ratio"}
+    assert undefined == set(found) - {"length_ratio", "execution"}
     assert found["length_ratio"].value == 1

@@ -23,6 +23,7 @@ def cell(
         "draw": draw,
         "granularity": granularity,
         "member": member,
+        "execution": -0.01 * draw,
         "below_long": [0.01, 0.02 + 0.02 * draw],
         "loss": [2.0, 1.0 + draw],
         "promised": {"accuracy": 0.6, "tokens": 51.0 + draw},
@@ -43,12 +44,12 @@ def test_draws_of_one_size_granularity_and_member_are_one_line() -> None:
     ]
     lines = table(found).splitlines()[2:]
     assert lines[0] == (
-        "| 32 | one a row | budget 80 % | 1.500 | 60.0 at 51.5 | 55.0 ± 7.1 | 70.0 | 1.0 | 3.0 ± 1.4 | +3.5 | ± 2.1 "
-        "| +2.0 to +5.0 | 1 of 2 |"
+        "| 32 | one a row | budget 80 % | 1.500 | 60.0 at 51.5 | 55.0 ± 7.1 | 70.0 | 1.0 | 3.0 ± 1.4 "
+        "| -0.5 | +3.5 | ± 2.1 | +2.0 to +5.0 | 1 of 2 |"
     )
     assert lines[1].startswith("| 32 | one a layer | budget 80 % | 1.000 |")
     assert lines[2].startswith("| 32 | one a row | within 2 points |")
-    assert lines[3].endswith("| 50.0 ± - | 70.0 | 1.0 | 2.0 ± - | -1.0 | ± - | -1.0 to -1.0 | 0 of 1 |")
+    assert lines[3].endswith("| 50.0 ± - | 70.0 | 1.0 | 2.0 ± - | +0.0 | -1.0 | ± - | -1.0 to -1.0 | 0 of 1 |")
     assert len(lines) == 4
 
 
