@@ -17,7 +17,7 @@ _COLUMNS = (
     "right, %",
     "below Long, points: promised",
     "measured, spread of draws",
-    "over the parents' own answers",
+    "less the parents' own answers, points",
     "over the curve, points: mean",
     "spread of draws",
     "worst to best",

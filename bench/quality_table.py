@@ -31,6 +31,7 @@ from quant.summary import summarize, summarize_by_level
 
 Measured = dict[str, Any]
 QUANTIZED = " Q4_K_M"  # at the end of a model's name: the file that was made of the model before it
+_NO_WAY = 1e-3  # as far apart curve and policy must be for a share of the way to mean something
 
 
 def measured_rows(models: Mapping[str, tuple[str, list[Record]]], long_think_tokens: int) -> Measured:
@@ -72,7 +73,8 @@ def measured_rows(models: Mapping[str, tuple[str, list[Record]]], long_think_tok
                 for key in ("accuracy", "overthinking")
             }
             row |= thinking_over_curve(answers[name], of_curve, long_think_tokens)
-            row["closed"] = gain.gain / (limit - gain.curve_accuracy) if limit > gain.curve_accuracy else None
+            way = limit - gain.curve_accuracy
+            row["closed"] = gain.gain / way if way > _NO_WAY else None
         if (unquantized := answers.get(name.removesuffix(QUANTIZED))) and name.endswith(QUANTIZED):
             row |= quantized_against(answers[name], unquantized)
         rows.append(row)

@@ -122,8 +122,28 @@ def whole_rows(path: Path) -> Iterator[dict[str, Any]]:
             yield row
 
 
+def all_rows(path: Path, mend: str) -> list[dict[str, Any]]:
+    """The same of a file that nothing may be missing of.
+
+    Args:
+        path: The file.
+        mend: What to do where it is damaged.
+
+    Raises:
+        RpamError: A line of it is no JSON object, or it is not UTF-8 text.
+    """
+    rows = list(whole_rows(path))
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise RpamError(f"{path}: is not UTF-8 text (byte {error.start}); {mend}.") from None
+    if len(rows) < sum(bool(line.strip()) for line in lines):
+        raise RpamError(f"{path}: holds lines that are no JSON objects; {mend}.")
+    return rows
+
+
 def read_rows(path: Path) -> dict[str, dict[str, Any]]:
-    """The same by their `key`; of two with one key the later."""
+    """Whole rows by their `key`; of two with one key the later."""
     return {row["key"]: row for row in whole_rows(path) if "key" in row}
 
 

@@ -246,13 +246,11 @@ def _moved(
 
 
 def threshold(z: Vector, tokens: ByParent, budget: float) -> float:
-    """The least threshold above which thinking stays within the budget."""
+    """The least threshold above which thinking stays within the budget; equal scores can't be parted."""
     order = np.argsort(-z, kind="stable")
     extra = np.concatenate([[0.0], np.cumsum((tokens.long - tokens.short)[order]) / len(z)])
     within = tokens.short.mean() + extra <= budget * (1 + 1e-9)  # rounding breaks no budget
-    # All before the first that breaks the budget; equal scores can't be parted.
-    count = int(np.argmin(within)) - 1 if not within.all() else len(z)
-    return _between(z, max((c for c in _counts(z) if c <= count), default=0))
+    return _between(z, max((count for count in _counts(z) if within[count]), default=0))
 
 
 def best_threshold(z: Vector, regrets: Vector) -> float:

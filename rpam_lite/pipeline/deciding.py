@@ -47,6 +47,11 @@ def _is_too_small(setting: Setting, least: float) -> bool:
 
 
 def _too_small(least: float) -> str:
+    if least >= 1:
+        return (
+            f"Short's own answers have {100 * least:.1f} % of Long's mean tokens, so that no budget saves any; are the "
+            "parents swapped?"
+        )
     return f"Short's own answers have {100 * least:.1f} % of Long's mean tokens, and no merge has fewer; ask for more."
 
 

@@ -106,8 +106,14 @@ def choose_member(run: Run, members: Mapping[Setting, Fitted]) -> Setting:
         f"{found.long['tokens']:.1f}"
     )
     if not choice.met:
-        run.say("WARNING: no member does what is wished; the nearest is taken. Add a smaller budget or fewer points.")
+        run.say(f"WARNING: no member does what is wished; the nearest is taken. {_advice(dial)}")
     return setting
+
+
+def _advice(dial: Dial) -> str:
+    if dial.by == "fit":
+        return "Add other prices."
+    return "Add a smaller budget." if dial.max_tokens_share is not None else "Add fewer points, or a larger budget."
 
 
 def _measured(run: Run, members: Mapping[Setting, Coefficients]) -> Standing:
@@ -151,9 +157,8 @@ def _wished(dial: Dial, rows: list[dict[str, Any]], long_accuracy: float, long_t
 
     accuracy, tokens = [row["accuracy"] for row in rows], [row["tokens"] for row in rows]
     if (share := dial.max_tokens_share) is not None:
-        return most_accurate_within(
-            accuracy, tokens, share * long_tokens
-        ), f"at most {100 * share:g} % of Long's tokens"
+        most = share * long_tokens + 1e-6  # rounding alone breaks no wish
+        return most_accurate_within(accuracy, tokens, most), f"at most {100 * share:g} % of Long's tokens"
     if len(rows) == 1 and dial.max_points_below_long is None:
         return Choice(0, True), "the only one"
     points = POINTS_BELOW_LONG if dial.max_points_below_long is None else dial.max_points_below_long

@@ -115,7 +115,7 @@ def _lines(file: Path, wishes: Wishes, configs: dict[str, dict[str, Any] | None]
         yield "merge:"
         yield "  think_prefill: drop # a think block that the prompt opens would leave nothing to decide"
         yield ""
-    yield "dial: # merges for shares of Long's tokens, measured side by side; the one wished for goes on"
+    yield "dial: # merges for shares of Long's tokens, compared in `eval`; the one wished for goes on"
     yield "  budgets: [0.65, 0.5]"
     yield "  max_tokens_share: 0.8 # or max_points_below_long: 2"
     yield "  questions: 0 # by the parents' answers; a number measures every merge on so many questions"

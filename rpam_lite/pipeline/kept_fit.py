@@ -80,7 +80,7 @@ def keep_states(run: Run, states: DecisionStates) -> None:
 
 
 def _folder(run: Run) -> Path:
-    """Named by all that the fit depends on; which budgets and prices are asked for is no part of that."""
+    """Named by all that the fit depends on; which members are asked for is no part of that."""
     recipe = run.recipe
     made = {name: manifest["made"] for name in ("label", "capture") if (manifest := read_manifest(name, run))}
     told = [

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rpam_lite.checkpoint.files import whole_rows
-from rpam_lite.errors import RpamError
+from rpam_lite.checkpoint.files import all_rows
 from rpam_lite.pipeline.stage import Run
 
 if TYPE_CHECKING:
@@ -79,8 +78,4 @@ def pattern_rows(run: Run) -> list[dict[str, Any]]:
     Raises:
         RpamError: A line of it is damaged.
     """
-    file = run.of("label") / "patterns.jsonl"
-    rows = list(whole_rows(file))
-    if len(rows) < file.read_bytes().count(b"\n"):
-        raise RpamError(f"{file}: holds lines that are no JSON objects; run `rpam label` again (the answers are kept).")
-    return rows
+    return all_rows(run.of("label") / "patterns.jsonl", "run `rpam label` again (the answers are kept)")

@@ -182,7 +182,7 @@ _KEYS: dict[Literal["price", "budget", "points"], str] = {"price": "prices", "bu
 
 
 class Dial(Section):
-    """A family of merges, of which the best for a wish is taken; what is wished for is a member too."""
+    """A family of merges, of which the best for a wish is taken; a row is made for the wish itself too."""
 
     by: Literal["decision", "fit"] = Field(
         "decision",
@@ -206,10 +206,13 @@ class Dial(Section):
         "measures nothing and chooses by the parents' answers, `by: decision` alone",
     )
     max_tokens_share: Share | None = Field(
-        None, description="take the most accurate within this share of Long's tokens"
+        None,
+        description="take the most accurate within this share of Long's tokens; with `by: decision` a budget too",
     )
-    max_points_below_long: NonNegative | None = Field(
-        None, description="take the cheapest that loses at most so many points to Long; 1 where neither is given"
+    max_points_below_long: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
+        None,
+        description="take the cheapest that loses at most so many points to Long, 1 where neither is given; with "
+        "`by: decision` one of the `points` too",
     )
 
     @property
@@ -234,14 +237,15 @@ class Dial(Section):
         return self.by == "decision" and bool(self.settings)
 
     @model_validator(mode="after")
-    def _one_wish(self) -> Dial:
+    def _can_be_asked_for(self) -> Dial:
         for key in ("budgets", "points"):
             if self.by == "fit" and getattr(self, key):
                 raise ValueError(f"`{key}` needs `by: decision`: what a fit will do is not known; give `prices`")
         if self.by == "fit" and not self.questions:
             raise ValueError("`questions` 0 needs `by: decision`: what a fit does is known only once it is measured")
         if self.model_fields_set - set(_KEYS.values()) and not self.settings:
-            keys = "`prices` are" if self.by == "fit" else "`budgets`, `points`, `prices` or a wish is"
+            by_row = self.by == "decision"
+            keys = "`budgets`, `points`, `prices` or a wish is" if by_row else "under `by: fit` `prices` are"
             raise ValueError(f"{keys} missing: without a family there is nothing to choose from")
         if self.max_tokens_share is not None and self.max_points_below_long is not None:
             raise ValueError("give `max_tokens_share` or `max_points_below_long`, not both")

@@ -16,7 +16,7 @@ from quant.measures import Answers, by_question
 from quant.records import evaluated
 from quant.statistics import Interval, interval, ratio
 from quant.tasks.questions import Question
-from rpam_lite.checkpoint.files import read_json, whole_rows
+from rpam_lite.checkpoint.files import all_rows, read_json
 from rpam_lite.checkpoint.hub import readable_name
 from rpam_lite.errors import RpamError
 from rpam_lite.recipe import OURS, Recipe
@@ -228,7 +228,8 @@ def _spread(value: float | Sequence[float]) -> Spread:
 
 
 def _labels(patterns: Path) -> dict[str, int]:
-    counts = Counter(row["label"] or "dropped" for row in whole_rows(patterns))
+    rows = all_rows(patterns, "run `rpam label` again") if patterns.exists() else []
+    counts = Counter(row["label"] or "dropped" for row in rows)
     return {name: counts[name] for name in ("long", "short", "dropped") if counts}
 
 

@@ -16,7 +16,7 @@ ADAPTIVITY = {
     "index_slope": "its slope a level of difficulty",
     "overthink": "long answers where Short is right",
     "underthink": "short and wrong answers where Long is right",
-    "execution": "right answers, over those of the parent whose way each takes",
+    "execution": "right answers less those of the parent whose way each takes",
     "auroc": 'AUROC of its tokens for "only Long is right"',
 }
 

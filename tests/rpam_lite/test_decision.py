@@ -97,11 +97,29 @@ def test_an_accuracy_is_kept_in_as_few_tokens_as_that_takes(lost: float) -> None
     right = ByParent(np.ones(QUESTIONS), 1 - gains / 100)
     found = fit_accuracy(features_of(states), lambda price: at(price, gains, tokens), tokens, right, 1 - lost - 1e-9)
     assert right.mean(found.thinks) >= 1 - lost - 1e-9
+    fewer = tokens.mean(found.thinks) - 2
+    less = fit_budget(features_of(states), lambda price: at(price, gains, tokens), tokens, fewer)
+    assert right.mean(less.thinks) < 1 - lost
     needed = 5 + 95 * (gains.mean() / 100 - lost)  # of one that knows every answer
-    assert needed <= tokens.mean(found.thinks) < 0.6 * needed + 0.4 * 100
+    assert needed <= tokens.mean(found.thinks)
     others, worth, _ = made_up(seed=1)
     thinks = decided(others, found.row)
     assert np.mean(thinks | (worth <= 50)) == pytest.approx(1 - lost, abs=0.06)
+
+
+def test_an_accuracy_is_kept_where_short_writes_more() -> None:
+    """Of some questions, and of all: Long is right everywhere."""
+    states, gains, tokens = made_up()
+    right = ByParent(np.ones(QUESTIONS), np.where(gains > 50, 0.0, 1.0))
+    worth = 100 * (right.long - right.short)
+    for lengths in (
+        ByParent(np.full(QUESTIONS, 100.0), np.where(gains > 50, 20.0, 130.0)),
+        ByParent(tokens.long, tokens.long + 20),
+    ):
+        found = fit_accuracy(
+            features_of(states), lambda price, n=lengths: at(price, worth, n), lengths, right, 0.95 - 1e-9
+        )
+        assert right.mean(found.thinks) >= 0.95 - 1e-9
 
 
 def test_a_price_decides_by_the_sign_of_the_regret() -> None:

@@ -173,7 +173,7 @@ def test_each_tensor_has_its_own_random_numbers(triple: Path) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("name", ["scalar", "ties", "wudi"])
+@pytest.mark.parametrize("name", ["scalar", "ties", "dare_linear", "dare_ties", "wudi"])
 def test_on_a_gpu_it_is_the_same_merge(triple: Path, name: str) -> None:
     here, there = source_of(triple, name), source_of(triple, name)
     there.device = torch.device("cuda")

@@ -62,8 +62,13 @@ def test_a_damaged_line_of_the_labels_is_no_question_less(pair: Path) -> None:
     run_one("label", run := run_of(pair))
     file = run.of("label") / "patterns.jsonl"
     assert pattern_rows(run) == patterns(run)
-    file.write_text(file.read_text(encoding="utf-8").replace("{", "[", 1), encoding="utf-8")
-    with pytest.raises(RpamError, match=r"patterns\.jsonl: holds lines that are no JSON objects"):
+    whole = file.read_bytes()
+    for damaged in (whole.replace(b"{", b"[", 1), whole[:-9]):
+        file.write_bytes(damaged)
+        with pytest.raises(RpamError, match=r"patterns\.jsonl: holds lines that are no JSON objects; run `rpam label`"):
+            pattern_rows(run)
+    file.write_bytes(whole.replace(b"What", b"Wh\xff", 1))
+    with pytest.raises(RpamError, match=r"patterns\.jsonl: is not UTF-8 text"):
         pattern_rows(run)
 
 

@@ -183,10 +183,11 @@ def test_a_parent_that_was_never_asked_counts_as_right_as_the_other_in_its_usual
     ("section", "given", "told"),
     [
         (Dial, {"questions": 0}, "`budgets`, `points`, `prices` or a wish is missing"),
-        (Dial, {"by": "fit", "max_tokens_share": 0.5}, "`prices` are missing"),
+        (Dial, {"by": "fit", "max_tokens_share": 0.5}, "under `by: fit` `prices` are missing"),
         (Dial, {"budgets": [0.5], "by": "fit"}, "`budgets` needs `by: decision`"),
         (Dial, {"points": [1], "by": "fit"}, "`points` needs `by: decision`"),
         (Dial, {"points": [1, 1]}, "holds one twice"),
+        (Dial, {"max_points_below_long": float("inf")}, "finite"),
         (Dial, {"budgets": [0.5, 0.5]}, "holds one twice"),
         (Dial, {"prices": [1000000.1, 1000000.2]}, "six digits count"),
         (Fit, {"learning_rate": 0.1}, "optimizer: adam"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -58,9 +59,10 @@ def test_the_shipped_recipe_is_found_by_name() -> None:
 
 
 @pytest.mark.parametrize("preset", ["adamerging", "release"])
-def test_prices_are_refused_where_no_label_is_weighed(tmp_path: Path, preset: str) -> None:
-    file = write(tmp_path, fit={"preset": preset}, dial={"prices": [0, 100]})
-    with pytest.raises(RpamError, match=rf"mine\.yaml: `dial\.prices` is not read under `fit\.preset: {preset}`"):
+@pytest.mark.parametrize("dial", [{"prices": [0, 100]}, {"max_points_below_long": 0.0, "questions": 0}])
+def test_a_dial_is_refused_where_no_label_is_weighed(tmp_path: Path, preset: str, dial: dict[str, Any]) -> None:
+    file, key = write(tmp_path, fit={"preset": preset}, dial=dial), next(iter(dial))
+    with pytest.raises(RpamError, match=rf"mine\.yaml: `dial\.{key}` is not read under `fit\.preset: {preset}`"):
         load_recipe(file)
 
 
