@@ -117,7 +117,8 @@ def assert_decision(run: Path) -> None:
     least = sum(row["tokens_short"] for row in filled) / sum(row["tokens_long"] for row in filled)
     told = json.loads((run / "fit/frontier.json").read_text(encoding="utf-8"))
     assert told["measured"] is False
-    assert [m["value"] for m in told["members"]] == [budget for budget in (0.9, 0.75, 0.6, 0.45) if budget > least]
+    budgets = [f"budget {budget} %" for budget in (75, 50) if budget / 100 > least]
+    assert [m["name"] for m in told["members"]] == [*budgets, "within 2 points"]
     coefficients = json.loads((run / "fit/coefficients.json").read_text(encoding="utf-8"))
     assert {row["response_long"][0] for row in rows if row["response_long"]} == {coefficients["decision"]["token"]}
 
