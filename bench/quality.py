@@ -188,11 +188,11 @@ def all_models(
             yield name, "routing", partial(open_routed, build, run)
     for method, changes in form.methods.items():
         own = open_run(changes)
-        files = merged_files(own, method, models, quantized=method == OURS) | member_files(own, method, models)
+        files = merged_files(own, method, models, quantized=form.quantized or method == OURS) | member_files(own, method, models)
         for name, file in files.items():
             yield name, "method", partial(open_file, file)
     # What quantization does to plain interpolation, beside what it does to ours.
-    for name, changes in quantized_curve(points()).items() if OURS in form.methods else ():
+    for name, changes in quantized_curve(points()).items() if form.quantized or OURS in form.methods else ():
         files = merged_files(open_run(changes), name, models, quantized=True)
         yield name + QUANTIZED, "method", partial(open_file, files[name + QUANTIZED])
 
@@ -241,6 +241,7 @@ def main() -> None:
     parser.add_argument(
         "--methods", nargs="+", choices=[*QUICK, *SLOW], metavar="NAME", help="these alone, beside the curve"
     )
+    parser.add_argument("--quantized", action="store_true", help="Q4_K_M of every method too, not of ours alone")
     parser.add_argument("--prices", type=float, nargs="+", help="of a token, for the dial's members")
     parser.add_argument("--budgets", type=float, nargs="+", help="shares of Long's tokens, for the dial's members")
     args = parser.parse_args()
@@ -251,6 +252,7 @@ def main() -> None:
     if given:
         dial = {key: value for key, value in form.methods[OURS]["dial"].items() if key not in ("prices", "budgets")}
         form = replace(form, methods=form.methods | {OURS: {"dial": dial | given}})
+    form = replace(form, quantized=args.quantized)
     if args.methods:
         form = replace(form, beside=False, methods={name: (SLOW | form.methods)[name] for name in args.methods})
     results: dict[str, dict[str, Measured]] = {}

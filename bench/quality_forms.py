@@ -55,6 +55,7 @@ class Form:
         methods: Changes to the recipe by method.
         beside: Whether interpolations of some tensors alone, and rules between both models, are measured too.
         samplings: Ways of sampling by name, each with its answers a question.
+        quantized: Whether every method is measured quantized too, and not ours alone.
     """
 
     per_level: int
@@ -63,6 +64,7 @@ class Form:
     methods: dict[str, Changes]
     samplings: dict[str, tuple[Sampling, int]]
     beside: bool = True
+    quantized: bool = False
 
 
 GREEDY = {"greedy": (Sampling(0.0), 1)}
