@@ -188,7 +188,8 @@ def all_models(
             yield name, "routing", partial(open_routed, build, run)
     for method, changes in form.methods.items():
         own = open_run(changes)
-        files = merged_files(own, method, models, quantized=form.quantized or method == OURS) | member_files(own, method, models)
+        quantized = form.quantized or method == OURS
+        files = merged_files(own, method, models, quantized) | member_files(own, method, models)
         for name, file in files.items():
             yield name, "method", partial(open_file, file)
     # What quantization does to plain interpolation, beside what it does to ours.
