@@ -100,11 +100,12 @@ def test_sizes_are_read() -> None:
 
 
 def test_peak_memory_sees_what_was_freed_again() -> None:
+    """Of a block so large that what other tests leave to be freed meanwhile does not matter."""
     before = resident_memory()
     with peak_memory(torch.device("cpu")) as peak:
-        block = torch.ones(64 << 20, dtype=torch.uint8)
+        block = torch.ones(512 << 20, dtype=torch.uint8)
         del block
-        assert 60 << 20 < peak() - before < 120 << 20
+        assert 384 << 20 < peak() - before < 640 << 20
 
 
 def test_the_plan_command_plans_a_model_that_is_not_there() -> None:
