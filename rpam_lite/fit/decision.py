@@ -198,7 +198,10 @@ def fit_budget(features: Features, regrets: Regrets, tokens: ByParent, budget: f
 
     price = _price_within(tokens_at, budget)
     ridge, unseen = _best_ridge(features, regrets(price))
-    shift = max(threshold(unseen, tokens, budget), best_threshold(unseen, regrets(0.0)))
+    shift, better = threshold(unseen, tokens, budget), best_threshold(unseen, regrets(0.0))
+    # Fewer long answers are more tokens where Short writes more.
+    if better > shift and tokens.mean(unseen > better * features.constant) <= budget * (1 + 1e-9):
+        shift = better
     return _moved(features, regrets(price), ridge, unseen, shift, price)
 
 

@@ -122,6 +122,14 @@ def test_an_accuracy_is_kept_where_short_writes_more() -> None:
         assert right.mean(found.thinks) >= 0.95 - 1e-9
 
 
+def test_a_budget_is_kept_where_short_writes_more() -> None:
+    """Thinking loses accuracy there, but saves what the budget has not."""
+    states, gains, _ = made_up()
+    lengths = ByParent(np.full(QUESTIONS, 100.0), np.where(gains > 50, 20.0, 300.0))
+    found = fit_budget(features_of(states), lambda price: at(price, gains - 50, lengths), lengths, 110.0)
+    assert lengths.mean(found.thinks) <= 110 * (1 + 1e-9)
+
+
 def test_a_price_decides_by_the_sign_of_the_regret() -> None:
     states, gains, tokens = made_up()
     thinks = {}
