@@ -112,8 +112,11 @@ def size_text(size: int) -> str:
 
 def whole_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Objects of a JSON-lines file; none if it is absent. Lines that an interrupt cut off are passed over."""
-    # Texts in it may hold other line breaks than \n.
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else ():
+    yield from _objects(path.read_text(encoding="utf-8", errors="replace")) if path.exists() else ()
+
+
+def _objects(text: str) -> Iterator[dict[str, Any]]:
+    for line in text.split("\n"):  # texts in it may hold other line breaks
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
@@ -132,12 +135,12 @@ def all_rows(path: Path, mend: str) -> list[dict[str, Any]]:
     Raises:
         RpamError: A line of it is no JSON object, or it is not UTF-8 text.
     """
-    rows = list(whole_rows(path))
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise RpamError(f"{path}: is not UTF-8 text (byte {error.start}); {mend}.") from None
-    if len(rows) < sum(bool(line.strip()) for line in lines):
+    rows = list(_objects(text))
+    if len(rows) < sum(bool(line.strip()) for line in text.split("\n")):
         raise RpamError(f"{path}: holds lines that are no JSON objects; {mend}.")
     return rows
 
