@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rpam_lite.pipeline.stage import Run
 from rpam_lite.recipe import Recipe
+from rpam_lite.run_files import exported_name, quantized_name
 
 SCRATCH = "scratch"  # encoded layers and states of an unfinished stage
 
@@ -22,12 +23,12 @@ def merged_folder(run: Run) -> Path:
 
 def exported_gguf(run: Run) -> Path:
     """The merge as an unquantized GGUF file."""
-    return run.of("export") / f"{run.recipe.name}-{run.recipe.export.type.lower()}.gguf"
+    return run.folder / exported_name(run.recipe)
 
 
 def quantized_gguf(run: Run, type_name: str) -> Path:
     """The merge, quantized."""
-    return run.of("quantize") / f"{run.recipe.name}-{type_name.lower()}.gguf"
+    return run.folder / quantized_name(run.recipe, type_name)
 
 
 def gguf_stage(recipe: Recipe) -> str:

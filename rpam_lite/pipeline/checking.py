@@ -9,6 +9,7 @@ from rpam_lite.checkpoint.files import write_json
 from rpam_lite.errors import RpamError
 from rpam_lite.pipeline.stage import Run
 from rpam_lite.recipe import Recipe
+from rpam_lite.run_files import FINDINGS
 
 EXIT_CODES = {"INFO": 0, "WARNING": 3, "ERROR": 1}
 
@@ -20,7 +21,7 @@ def run_check(run: Run) -> None:
     findings = check(run.recipe, run.folder)
     for finding in findings:
         run.say(str(finding))
-    write_json(run.of("check") / "findings.json", {"version": 2, "findings": [vars(f) for f in findings]})
+    write_json(run.folder / FINDINGS, {"version": 2, "findings": [vars(f) for f in findings]})
     errors = sum(f.level == "ERROR" for f in findings)
     if errors:
         raise RpamError(f"{errors} of {len(findings)} findings above are errors; nothing was started.")

@@ -14,10 +14,11 @@ from pathlib import Path
 from rpam_lite.checkpoint.files import RUN_LOG, RUN_RECIPE, write_json
 from rpam_lite.pipeline import kept_fit, questions
 from rpam_lite.pipeline.artefacts import exported_gguf, parent_gguf
-from rpam_lite.pipeline.manifest import MANIFEST, read_manifest
+from rpam_lite.pipeline.manifest import read_manifest
 from rpam_lite.pipeline.quantize_to import FOLDER
 from rpam_lite.pipeline.stage import DONOR, Run
 from rpam_lite.pipeline.trip import STAGES
+from rpam_lite.run_files import MANIFEST
 
 # Beside the stages' own folders: questions drawn, answers sampled for labels, kept fits, and files of `quantize --fit`.
 _BESIDE = (questions.FOLDER, "samples", kept_fit.FOLDER, FOLDER)

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from rpam_lite.checkpoint.files import read_json
 from rpam_lite.errors import RpamError
+from rpam_lite.run_files import EVALUATION
 
 if TYPE_CHECKING:
     from quant.comparison import Comparison
@@ -119,7 +120,7 @@ def _measured(path: Path, label: str, chosen: Sequence[str]) -> Measured:
     """What was measured there."""
     from quant.evaluation import read_evaluation
 
-    file = path / "eval" / "evaluation.json" if path.is_dir() else path
+    file = path / EVALUATION if path.is_dir() else path
     if path.is_dir() and not file.exists():
         raise RpamError(f"{path}: is no run folder with measurements; run `rpam eval` for it first.")
     told = read_json(file, "the evaluation")

@@ -17,6 +17,7 @@ from rpam_lite.pipeline.measuring import Asking, Row, measure_rows, row_key, wri
 from rpam_lite.pipeline.stage import Run, identity, parent_folders
 from rpam_lite.pipeline.traces import seen_rows, unseen_keys
 from rpam_lite.recipe import Setting
+from rpam_lite.run_files import COEFFICIENTS_FILE, FRONTIER
 
 if TYPE_CHECKING:
     from quant.frontier import Choice
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
     Fitted = tuple[Coefficients, Mapping[str, Any]]  # with the contents of fit.json
 
-FRONTIER = "frontier.json"
 POINTS_BELOW_LONG = 1.0  # where the recipe wishes nothing
 
 
@@ -92,7 +92,7 @@ def choose_member(run: Run, members: Mapping[Setting, Fitted]) -> Setting:
     choice, wish = _wished(dial, rows, found.long["accuracy"], found.long["tokens"])
     taken, setting = rows[choice.index], list(members)[choice.index]
     told = {"version": 2, **asdict(found), "members": rows, "wish": wish, **asdict(choice)}
-    write_json(folder / FRONTIER, told)
+    write_json(run.folder / FRONTIER, told)
     plot_dial(told, folder / "frontier.png")
     where = (
         f"on {found.questions} unseen calibration questions"
@@ -180,7 +180,7 @@ def member_row(run: Run, setting: Setting, coefficients: Coefficients, folder: P
 def other_members(run: Run) -> dict[Setting, Coefficients]:
     """The fitted members that were not taken; none without a dial."""
     members = fitted_members(run)
-    taken = read_json(run.of("fit") / FRONTIER, "the dial's frontier")["index"] if members else None
+    taken = read_json(run.folder / FRONTIER, "the dial's frontier")["index"] if members else None
     return {setting: found for i, (setting, found) in enumerate(members.items()) if i != taken}
 
 
@@ -190,9 +190,9 @@ def fitted_members(run: Run) -> dict[Setting, Coefficients]:
 
     if not run.recipe.family.settings:
         return {}
-    told = read_json(run.of("fit") / FRONTIER, "the dial's frontier")
+    told = read_json(run.folder / FRONTIER, "the dial's frontier")
     settings = [Setting(row["kind"], row["value"]) for row in told["members"]]
-    return {setting: load(member_folder(run, setting) / "coefficients.json") for setting in settings}
+    return {setting: load(member_folder(run, setting) / COEFFICIENTS_FILE) for setting in settings}
 
 
 def member_folder(run: Run, setting: Setting) -> Path:

@@ -53,8 +53,7 @@ def _action(stage: StageStatus) -> str:
         return "be reused"
     if stage.state == "interrupted":
         return "go on"
-    # Of the same bytes below it a stage is still done.
-    return "run, if they change" if stage.why.startswith("builds on") else "run"
+    return "run, if they change" if stage.may_be_reused else "run"
 
 
 def _expected(run: Run) -> Iterator[str]:

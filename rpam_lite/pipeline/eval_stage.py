@@ -20,6 +20,7 @@ from rpam_lite.pipeline.dial import member_row, other_members
 from rpam_lite.pipeline.measuring import Asking, Row, measure_rows, row_key, write_coefficients_gguf
 from rpam_lite.pipeline.stage import Run, identity, parent_folders
 from rpam_lite.pipeline.stages import donor_prompts
+from rpam_lite.run_files import EVALUATION
 
 if TYPE_CHECKING:
     from quant.records import Record
@@ -89,7 +90,7 @@ def run_eval(run: Run) -> None:
             )
             result["adaptivity"] = _told(adaptivity)
         results.append(result)
-    write_json(folder / "evaluation.json", {"version": 2, "questions": len(questions), "rows": results})
+    write_json(run.folder / EVALUATION, {"version": 2, "questions": len(questions), "rows": results})
 
 
 def _summary(row: Row, records: list[Record], long_think_tokens: int, seed: int) -> dict[str, Any]:

@@ -7,16 +7,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rpam_lite.checkpoint.files import write_json
 from rpam_lite.errors import RpamError
 from rpam_lite.pipeline.artefacts import SCRATCH
 from rpam_lite.pipeline.deciding import decided_members, states_of
 from rpam_lite.pipeline.dial import choose_member, member_folder
-from rpam_lite.pipeline.kept_fit import keep_fit, keep_states, kept_fit, kept_states
+from rpam_lite.pipeline.kept_fit import keep_fit, keep_states, kept_fit, kept_states, write_fit
 from rpam_lite.pipeline.memory import advice
 from rpam_lite.pipeline.release import fit_as_released
 from rpam_lite.pipeline.stage import Run
 from rpam_lite.pipeline.traces import calibration_traces
+from rpam_lite.run_files import COEFFICIENTS_PLOT
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 def run_fit(run: Run) -> None:
     """Fit the coefficients; write them, their log and a picture."""
-    from rpam_lite.fit import coefficients
     from rpam_lite.fit.reduce import processes
     from rpam_lite.report.plots import plot_coefficients
 
@@ -52,9 +51,8 @@ def run_fit(run: Run) -> None:
     fitted, log = _take_member(run, _family(run, members)) if run.recipe.family.settings else members[None]
     if run.recipe.fit.preset != "release":
         _say_result(run, log)
-    coefficients.save(fitted, run.of("fit") / "coefficients.json")
-    write_json(run.of("fit") / "fit.json", log)
-    plot_coefficients(fitted.means(), run.of("fit") / "coefficients.png")
+    write_fit(run.of("fit"), fitted, log)
+    plot_coefficients(fitted.means(), run.folder / COEFFICIENTS_PLOT)
     shutil.rmtree(run.of("fit") / SCRATCH, ignore_errors=True)  # now only: the dial could be interrupted
 
 
@@ -74,13 +72,8 @@ def _family(run: Run, members: dict[float | None, Fitted]) -> dict[Setting, Fitt
 
 def _take_member(run: Run, family: dict[Setting, Fitted]) -> Fitted:
     """Keep every member of the family, and give the one that the dial chooses."""
-    from rpam_lite.fit import coefficients
-
     for setting, (fitted, log) in family.items():
-        folder = member_folder(run, setting)
-        folder.mkdir(parents=True, exist_ok=True)
-        coefficients.save(fitted, folder / "coefficients.json")
-        write_json(folder / "fit.json", log)
+        write_fit(member_folder(run, setting), fitted, log)
     return family[choose_member(run, family)]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from rpam_lite.errors import RpamError
 from rpam_lite.pipeline import depends
 from rpam_lite.pipeline.manifest import read_manifest
 from rpam_lite.pipeline.stage import Run, identity, parent_folders
+from rpam_lite.run_files import COEFFICIENTS_FILE, FIT_LOG_FILE
 
 if TYPE_CHECKING:
     from rpam_lite.fit.coefficients import Coefficients
@@ -27,10 +29,10 @@ def kept_fit(run: Run) -> tuple[Coefficients, dict[str, Any]] | None:
     from rpam_lite.fit.coefficients import load
 
     folder = _folder(run)
-    if not (folder / "fit.json").exists():
+    if not (folder / FIT_LOG_FILE).exists():
         return None
     try:
-        found = load(folder / "coefficients.json"), read_json(folder / "fit.json", "the log of the fit")
+        found = load(folder / COEFFICIENTS_FILE), read_json(folder / FIT_LOG_FILE, "the log of the fit")
     except RpamError as error:
         run.say(f"WARNING: {error} It is fitted again.")
         return None
@@ -39,15 +41,20 @@ def kept_fit(run: Run) -> tuple[Coefficients, dict[str, Any]] | None:
 
 
 def keep_fit(run: Run, coefficients: Coefficients, log: dict[str, Any]) -> None:
-    """Write both; the log last, since it says that all is there."""
+    """Write both in the place of an earlier fit's."""
+    folder = _folder(run)
+    for older in (FIT_LOG_FILE, _STATES):  # of other coefficients, if only in their last bits
+        (folder / older).unlink(missing_ok=True)
+    write_fit(folder, coefficients, log)
+
+
+def write_fit(folder: Path, coefficients: Coefficients, log: Mapping[str, Any]) -> None:
+    """Write coefficients and the log of their fit; the log last, since it says that all is there."""
     from rpam_lite.fit.coefficients import save
 
-    folder = _folder(run)
     folder.mkdir(parents=True, exist_ok=True)
-    for older in ("fit.json", _STATES):  # of other coefficients, if only in their last bits
-        (folder / older).unlink(missing_ok=True)
-    save(coefficients, folder / "coefficients.json")
-    write_json(folder / "fit.json", log)
+    save(coefficients, folder / COEFFICIENTS_FILE)
+    write_json(folder / FIT_LOG_FILE, log)
 
 
 def kept_states(run: Run) -> DecisionStates | None:

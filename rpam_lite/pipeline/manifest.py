@@ -13,19 +13,35 @@ import platform
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rpam_lite import __version__
 from rpam_lite.checkpoint.files import read_json, write_json
 from rpam_lite.errors import RpamError, some
 from rpam_lite.pipeline.stage import Run, Stage, content_hash, fingerprint, identity
 from rpam_lite.recipe import Recipe
+from rpam_lite.run_files import MANIFEST
 
-MANIFEST, STARTED = "manifest.json", "started.json"
+STARTED = "started.json"
 MANIFEST_VERSION = 1
 _REPORTED_PACKAGES = ("torch", "transformers", "gguf", "llama-cpp-python", "math-verify", "numpy")
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a stage must run.
+
+    Attributes:
+        kind: It never was done; its recipe, inputs or version changed; a stage that it builds on must run; such a
+            stage made other files; files of its own are damaged; or `rpam clean` removed files that are needed.
+        text: The same in words, with names and values.
+    """
+
+    kind: Literal["never", "changed", "earlier", "rebuilt", "damaged", "removed"]
+    text: str
 
 
 def is_done(stage: Stage, stages: dict[str, Stage], run: Run) -> bool:
@@ -37,23 +53,23 @@ def is_done(stage: Stage, stages: dict[str, Stage], run: Run) -> bool:
     return why_not_done(stage, stages, run) is None
 
 
-def why_not_done(stage: Stage, stages: dict[str, Stage], run: Run) -> str | None:
+def why_not_done(stage: Stage, stages: dict[str, Stage], run: Run) -> Reason | None:
     """Why the stage must run, as `recipe changed: fit.steps 30 -> 3`; None if it is done.
 
     Files that were removed to save space count as whole, see `removed_files`.
     """
     manifest = read_manifest(stage.name, run)
     if manifest is None:
-        return "not done yet"
+        return Reason("never", "not done yet")
     if manifest["fingerprint"] != fingerprint(stage, run.recipe):
-        return _what_changed(stage, run.recipe, manifest)
+        return Reason("changed", _what_changed(stage, run.recipe, manifest))
     needs = needed_by(stage, stages, run.recipe)
     if again := [name for name in needs if not is_done(stages[name], stages, run)]:
-        return f"builds on {', '.join(again)}"
+        return Reason("earlier", f"builds on {', '.join(again)}")
     made = _made_by(needs, run)
     if manifest["built_on"] != made:
         others = [name for name in needs if manifest["built_on"].get(name) != made[name]]
-        return f"other files of {', '.join(others)}" if others else "needs fewer stages now"
+        return Reason("rebuilt", f"other files of {', '.join(others)}" if others else "needs fewer stages now")
     not_its_own = _completed_by_others(stage, stages, run)
     sizes = {run.of(stage.name) / name: size for name, size in manifest["files"].items()}
     sizes |= {run.folder / name: size for name, size in manifest.get("completed", {}).items()}
@@ -62,7 +78,7 @@ def why_not_done(stage: Stage, stages: dict[str, Stage], run: Run) -> str | None
         for file, size in sizes.items()
         if file not in not_its_own and not (file.is_file() and file.stat().st_size == size)
     ]
-    return f"files missing or damaged: {some(lost)}" if lost else None
+    return Reason("damaged", f"files missing or damaged: {some(lost)}") if lost else None
 
 
 def _what_changed(stage: Stage, recipe: Recipe, manifest: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from rpam_lite.pipeline.artefacts import merged_folder
 from rpam_lite.pipeline.stage import Run, identity, parent_folders
 from rpam_lite.pipeline.statistics import FILE, is_measured, load_statistics
 from rpam_lite.recipe import OURS
+from rpam_lite.run_files import COEFFICIENTS, FINDINGS, VERIFIED
 
 if TYPE_CHECKING:
     from rpam_lite.merge.apply import MergedSource, MethodSource
@@ -56,7 +57,7 @@ def verify_merge(run: Run) -> None:
     found = verify(
         merged_folder(run), source, config, run.recipe.seed, step=run.progress.start("verifying", len(source.names()))
     )
-    write_json(run.of("merge") / "verify.json", {"version": 1, "tensors": [vars(check) for check in found]})
+    write_json(run.folder / VERIFIED, {"version": 1, "tensors": [vars(check) for check in found]})
     compared = sum(check.compared for check in found)
     worst = max(found, key=lambda check: check.flushed)
     run.say(f"verified: {len(found)} tensors, {compared} values computed anew and compared, none off")
@@ -68,20 +69,20 @@ def verify_merge(run: Run) -> None:
 
 def _findings(run: Run) -> list[dict[str, Any]]:
     """What preflight found, if it ran."""
-    file = run.of("check") / "findings.json"
+    file = run.folder / FINDINGS
     return list(read_json(file, "preflight's findings")["findings"]) if file.exists() else []
 
 
 def _made_from(run: Run) -> dict[str, Any]:
     """What the merged config records of its origin."""
-    recipe, fit = run.recipe, run.of("fit")
+    recipe = run.recipe
     made_by: dict[str, Any] = {"options": recipe.merge.options, "seed": recipe.seed}
     if (statistics := run.of("statistics") / FILE).exists() and is_measured(recipe):
         made_by["statistics"] = identity(statistics)
     if recipe.merge.method == OURS:
-        made_by = {"preset": recipe.fit.preset, "coefficients": identity(fit / "coefficients.json")}
+        made_by = {"preset": recipe.fit.preset, "coefficients": identity(run.folder / COEFFICIENTS)}
         if recipe.fit.preset == "release":
-            made_by["elements"] = identity(fit / "elements")
+            made_by["elements"] = identity(run.of("fit") / "elements")
     return {
         "version": __version__,
         "method": recipe.merge.method,
@@ -113,7 +114,7 @@ def merged_source(run: Run) -> tuple[MergedSource | DecidingSource | MethodSourc
     device = choose_device(recipe.merge.accelerator, "`merge.accelerator`")
     long, short, donor = run.pair()
     if recipe.merge.method == OURS:
-        fitted = coefficients.load(run.of("fit") / "coefficients.json")
+        fitted = coefficients.load(run.folder / COEFFICIENTS)
         merged = MergedSource(long, short, fitted.of, dtype, device)
         return *with_decision(merged, donor.config, fitted.decision), donor.folder
     method, options = method_of(recipe.merge.method, recipe.merge.options)

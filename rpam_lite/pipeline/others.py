@@ -11,6 +11,7 @@ from rpam_lite.pipeline.merging import merged_source
 from rpam_lite.pipeline.stage import Run, parent_names
 from rpam_lite.pipeline.trip import STAGES
 from rpam_lite.recipe import OURS
+from rpam_lite.run_files import COEFFICIENTS
 
 _WITHOUT_ROW = "set `dial.by: fit` in the recipe, or take the `dial` out, and `rpam run` again."
 
@@ -41,7 +42,7 @@ def write_mergekit(run: Run, file: Path) -> None:
             f"`merge.method` {recipe.merge.method!r}: only fitted coefficients are written for mergekit; "
             "set `merge.method: rpam`."
         )
-    fitted = coefficients.load(run.of("fit") / "coefficients.json")
+    fitted = coefficients.load(run.folder / COEFFICIENTS)
     if fitted.decision is not None:
         raise RpamError(f"The merge has a decision row, for which mergekit has no place; {_WITHOUT_ROW}")
     long, short, donor = run.pair()

@@ -27,9 +27,10 @@ from rpam_lite.report.commands import Use
 from rpam_lite.report.data import Licence, Parent
 from rpam_lite.report.licences import UNKNOWN, merged_licence, read_licence, what_follows
 from rpam_lite.report.published import published_gguf, published_merge
+from rpam_lite.run_files import COEFFICIENTS, DIVERGENCE, EVALUATION, MANIFEST, USE, VERIFIED
 
 PARTS = ("merged", "gguf", "report")
-_REPORT_FILES = ("fit/coefficients.json", "eval/evaluation.json", "divergence/divergence.json", "merge/verify.json")
+_REPORT_FILES = (COEFFICIENTS, EVALUATION, DIVERGENCE, VERIFIED)
 _TEXT = (".md", ".html", ".json", "")
 
 
@@ -93,7 +94,8 @@ def repositories_of(run: Run, to: str, parts: Sequence[str], licence: Licence) -
     if "report" in parts:
         folder = run.of("report")
         # use.md names places on this machine; the card has its commands.
-        names = [file.name for file in folder.iterdir() if file.name not in ("manifest.json", "use.md")]
+        left = (folder / MANIFEST, run.folder / USE)
+        names = [file.name for file in folder.iterdir() if file not in left]
         files |= {f"report/{name}": folder / name for name in sorted(names)}
         there = [run.folder / name for name in _REPORT_FILES if (run.folder / name).is_file()]
         files |= {f"report/{file.name}": file for file in there}

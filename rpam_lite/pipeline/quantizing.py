@@ -12,6 +12,7 @@ from rpam_lite.pipeline.memory import advice
 from rpam_lite.pipeline.ollama import write_modelfiles
 from rpam_lite.pipeline.stage import Run
 from rpam_lite.pipeline.traces import calibration_traces
+from rpam_lite.run_files import DIVERGENCE
 
 if TYPE_CHECKING:
     from quant.gguf import Settings
@@ -110,6 +111,6 @@ def run_divergence(run: Run) -> None:
         step,
     )
     rows: dict[str, Any] = {name: vars(d) for name, d in zip(files, found, strict=True)}
-    write_json(run.of("divergence") / "divergence.json", {"version": 1, "base": exported_gguf(run).name, "files": rows})
+    write_json(run.folder / DIVERGENCE, {"version": 1, "base": exported_gguf(run).name, "files": rows})
     for name, d in zip(files, found, strict=True):
         run.say(f"{name}: KL divergence {d.mean:.2g} ± {d.error:.1g} nats, same top token {100 * d.same_top:.1f} %")

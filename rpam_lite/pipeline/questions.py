@@ -21,13 +21,14 @@ from typing import TYPE_CHECKING, Any
 from rpam_lite.checkpoint.files import read_json, write_json, write_text
 from rpam_lite.errors import RpamError
 from rpam_lite.recipe import QuestionSets, Recipe
+from rpam_lite.run_files import QUESTION_SETS
 
 if TYPE_CHECKING:
     from quant.tasks.questions import Question
     from quant.tasks.task import Task
 
 SETS_VERSION = 1
-FOLDER, RECORD = "questions", "sets.json"
+FOLDER, RECORD = Path(QUESTION_SETS).parts
 _FILES = {"label": "calibration.jsonl", "eval": "evaluation.jsonl"}
 
 

@@ -14,6 +14,7 @@ from rpam_lite.pipeline.artefacts import exported_gguf, gguf_stage, imatrix_file
 from rpam_lite.pipeline.stage import Run
 from rpam_lite.pipeline.using import use_of, write_use
 from rpam_lite.recipe import OURS, Recipe
+from rpam_lite.run_files import COEFFICIENTS, COEFFICIENTS_PLOT
 
 if TYPE_CHECKING:
     from rpam_lite.report.commands import Use
@@ -52,7 +53,7 @@ def run_report(run: Run) -> None:
     folder, report = run.of("report"), gathered(run, digests(run))
     plot_frontier(report.rows, folder / "frontier.png")
     if report.lambdas is not None:
-        (folder / "coefficients.png").write_bytes((run.of("fit") / "coefficients.png").read_bytes())
+        (folder / "coefficients.png").write_bytes((run.folder / COEFFICIENTS_PLOT).read_bytes())
     write_text(folder / "report.md", markdown(report))
     write_text(page_of(run), page(report))
     write_use(run)
@@ -104,4 +105,4 @@ def _passed_on(run: Run) -> Iterator[Path]:
     if run.recipe.quantize.imatrix:
         yield imatrix_file(run)
     if run.recipe.merge.method == OURS:
-        yield run.of("fit") / "coefficients.json"
+        yield run.folder / COEFFICIENTS

@@ -13,6 +13,7 @@ from rpam_lite.pipeline.proving import prove_export
 from rpam_lite.pipeline.reporting import gathered, page_of
 from rpam_lite.pipeline.stage import Run, parent_names
 from rpam_lite.pipeline.using import closing_commands
+from rpam_lite.run_files import PATTERNS
 
 if TYPE_CHECKING:
     from quant.tasks.questions import Question
@@ -44,7 +45,7 @@ def run_label(run: Run) -> None:
     rows = label_questions(questions, prompts, found, rule, settings.samples, settings.max_tokens)
     counts = Counter(row["label"] for row in rows)
     run.say(f"{counts['long']} questions labelled long, {counts['short']} short, {counts[None]} dropped")
-    write_text(run.of("label") / "patterns.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
+    write_text(run.folder / PATTERNS, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
 
 
 def donor_prompts(run: Run, questions: Sequence[Question]) -> tuple[dict[str, tuple[int, ...]], bool]:

@@ -28,6 +28,7 @@ class StageStatus:
         state: Done with this recipe; out of date; begun and not ended; being worked on; or never done.
         runs: Whether `rpam run` would do it now.
         why: Why it would; empty if it would not.
+        may_be_reused: Whether it would run only if a stage before it makes other files than before.
         seconds: What it took when it was done last; None if it never was.
         bytes: Size of its files.
     """
@@ -36,6 +37,7 @@ class StageStatus:
     state: State
     runs: bool
     why: str
+    may_be_reused: bool
     seconds: float | None
     bytes: int
 
@@ -91,7 +93,9 @@ def folder_bytes(folder: Path) -> int:
 
 def _stage(name: str, run: Run, at_work: bool) -> StageStatus:
     manifest, begun = read_manifest(name, run), run.of(name) / STARTED
-    why, state = why_runs(name, run) or "", "done"
+    reason = why_runs(name, run)
+    state: State = "done"
+    why = reason.text if reason else ""
     if manifest is None and begun.exists():
         same = read_json(begun, "the stage's start mark").get("fingerprint") == fingerprint(STAGES[name], run.recipe)
         state, why = "interrupted", "goes on where it stopped" if same else "begun with another recipe: starts anew"
@@ -99,10 +103,11 @@ def _stage(name: str, run: Run, at_work: bool) -> StageStatus:
             state, why = "at work", "another process is at it"
     elif manifest is None:
         state = "not done"
-    elif why and not why.startswith("removed"):
+    elif reason and reason.kind != "removed":
         state = "out of date"
     seconds = manifest["seconds"] if manifest else None
-    return StageStatus(name, state, bool(why), why, seconds, folder_bytes(run.of(name)))  # type: ignore[arg-type]
+    may_be_reused = reason is not None and reason.kind == "earlier" and state == "out of date"
+    return StageStatus(name, state, reason is not None, why, may_be_reused, seconds, folder_bytes(run.of(name)))
 
 
 def status_table(status: RunStatus) -> Table:

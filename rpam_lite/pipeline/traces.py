@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rpam_lite.checkpoint.files import all_rows
 from rpam_lite.pipeline.stage import Run
+from rpam_lite.run_files import PATTERNS
 
 if TYPE_CHECKING:
     from rpam_lite.patterns.label import LabelledQuestion
@@ -78,4 +79,4 @@ def pattern_rows(run: Run) -> list[dict[str, Any]]:
     Raises:
         RpamError: A line of it is damaged.
     """
-    return all_rows(run.of("label") / "patterns.jsonl", "run `rpam label` again (the answers are kept)")
+    return all_rows(run.folder / PATTERNS, "run `rpam label` again (the answers are kept)")

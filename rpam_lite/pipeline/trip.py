@@ -14,7 +14,7 @@ from rpam_lite.pipeline import capturing, checking, depends, fitting, merging, q
 from rpam_lite.pipeline.dial import refuse_dial
 from rpam_lite.pipeline.eval_stage import run_eval
 from rpam_lite.pipeline.kept_fit import FIT_VERSION
-from rpam_lite.pipeline.manifest import execute, is_done, needed_by, removed_files, why_not_done
+from rpam_lite.pipeline.manifest import Reason, execute, is_done, needed_by, removed_files, why_not_done
 from rpam_lite.pipeline.names import STAGE_HELP
 from rpam_lite.pipeline.stage import Run, Stage, parent_folders
 from rpam_lite.recipe import with_dial
@@ -188,12 +188,12 @@ def run_all(run: Run) -> None:
     stages.say_closing(run)
 
 
-def why_runs(name: str, run: Run) -> str | None:
+def why_runs(name: str, run: Run) -> Reason | None:
     """Why a run would do this stage, of those that the recipe needs; None if it would reuse what is there."""
     why = why_not_done(STAGES[name], STAGES, run)
     if why is None and removed_files(name, run):
         readers = [s.name for s in _ORDER if s.applies(run.recipe) and name in s.needs and why_runs(s.name, run)]
-        return f"removed by `rpam clean`, and {readers[0]} needs its files" if readers else None
+        return Reason("removed", f"removed by `rpam clean`, and {readers[0]} needs its files") if readers else None
     return why
 
 

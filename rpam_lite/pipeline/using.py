@@ -12,6 +12,7 @@ from rpam_lite.pipeline.artefacts import exported_gguf, merged_folder, quantized
 from rpam_lite.pipeline.ollama import modelfile_of, usable_context
 from rpam_lite.pipeline.stage import Run
 from rpam_lite.report.commands import Use, as_markdown, commands
+from rpam_lite.run_files import USE
 
 # The type that most people take, and that programs take from a repository if none is named.
 USUAL_TYPE = "Q4_K_M"
@@ -67,7 +68,7 @@ def use_on_hub(run: Run, repository: str, gguf_repository: str) -> Use:
 def write_use(run: Run) -> None:
     """report/use.md: the commands of all four programs."""
     head = f"# Use {run.recipe.name}\n\nTo try it here: `rpam chat {run.folder}`\n\n"
-    write_text(run.of("report") / "use.md", head + as_markdown(use_of(run)))
+    write_text(run.folder / USE, head + as_markdown(use_of(run)))
 
 
 def closing_commands(run: Run) -> str:

@@ -16,6 +16,7 @@ from quant.measures import Answers, by_question
 from quant.records import evaluated
 from quant.statistics import Interval, interval, ratio
 from quant.tasks.questions import Question
+from rpam_lite import run_files
 from rpam_lite.checkpoint.files import all_rows, read_json
 from rpam_lite.checkpoint.hub import readable_name
 from rpam_lite.errors import RpamError
@@ -103,7 +104,7 @@ def gather(
     Raises:
         RpamError: A file is missing or damaged; the message names it.
     """
-    evaluation = read_json(run / "eval" / "evaluation.json", "the evaluation")
+    evaluation = read_json(run / run_files.EVALUATION, "the evaluation")
     rows = evaluation["rows"]
     recorded = read_json(merged / "config.json", "the merged config")["rpam_lite"]
     fitted = recipe.merge.method == OURS
@@ -114,7 +115,7 @@ def gather(
         for row in (*(next(r for r in rows if r["name"] == name) for name in (SHORT, LONG)), told.row)
     )
     return Report(
-        origin=gather_origin(recipe, recorded, _optional(run / "check" / "findings.json").get("findings", [])),
+        origin=gather_origin(recipe, recorded, _optional(run / run_files.FINDINGS).get("findings", [])),
         rows=rows,
         questions=evaluation["questions"],
         long_think_tokens=recipe.eval.long_think_tokens,
@@ -122,14 +123,14 @@ def gather(
         headline=_headline(told, files[0].size, by_question(merge), by_question(long), recipe.seed),
         files=files,
         imatrix=recipe.quantize.imatrix,
-        labels=_labels(run / "label" / "patterns.jsonl"),
-        lambdas=lambdas_of(read_json(run / "fit/coefficients.json", "the coefficients file")) if fitted else None,
-        fit=fit_log(read_json(run / "fit" / "fit.json", "the fit's log")) if fitted else None,
-        dial=(_optional(run / "fit" / "frontier.json") or None) if fitted else None,
+        labels=_labels(run / run_files.PATTERNS),
+        lambdas=lambdas_of(read_json(run / run_files.COEFFICIENTS, "the coefficients file")) if fitted else None,
+        fit=fit_log(read_json(run / run_files.FIT_LOG, "the fit's log")) if fitted else None,
+        dial=(_optional(run / run_files.FRONTIER) or None) if fitted else None,
         proofs=_proofs(run),
         examples=choose_examples(questions, short, long, merge, recipe.eval.long_think_tokens),
         stages=_stages(run),
-        environment=_environment(run / "eval" / "manifest.json"),
+        environment=_environment(run / "eval" / run_files.MANIFEST),
         digests=digests,
         recipe=recipe_text(recipe, run),
         use=use,
@@ -167,7 +168,7 @@ def fit_log(log: Mapping[str, Any]) -> FitLog:
 
 def recipe_text(recipe: Recipe, run: Path) -> str:
     """The recipe as YAML: what differs from the defaults, with names in the place of this machine's folders."""
-    drawn = _optional(run / "questions" / "sets.json").get("asked", {})
+    drawn = _optional(run / run_files.QUESTION_SETS).get("asked", {})
     told = recipe.model_dump(mode="json", exclude_defaults=True)
     parents = recipe.parents
     told["parents"] = {
@@ -193,11 +194,11 @@ def without_paths(text: str, recipe: Recipe) -> str:
 
 def _files(recipe: Recipe, run: Path, rows: Sequence[Row]) -> list[File]:
     """The unquantized GGUF file and the quantized ones."""
-    divergences = _optional(run / "divergence" / "divergence.json").get("files", {})
+    divergences = _optional(run / run_files.DIVERGENCE).get("files", {})
     row = {r["name"]: r for r in rows}
     whole: str = recipe.export.type
-    listed = [(whole, run / "export" / f"{recipe.name}-{whole.lower()}.gguf", f"Merge {whole.lower()}")]
-    listed += [(t, run / "quantize" / f"{recipe.name}-{t.lower()}.gguf", f"Merge {t}") for t in recipe.quantize.types]
+    listed = [(whole, run / run_files.exported_name(recipe), f"Merge {whole.lower()}")]
+    listed += [(t, run / run_files.quantized_name(recipe, t), f"Merge {t}") for t in recipe.quantize.types]
     return [
         File(kind, file.name, _size(file), row[name], divergences.get(kind) if i else None)
         for i, (kind, file, name) in enumerate(listed)
@@ -208,7 +209,7 @@ def _size(file: Path) -> int:
     """Bytes of a stage's file; of one that `rpam clean` removed, what it had."""
     if file.exists():
         return file.stat().st_size
-    removed = _optional(file.parent / "manifest.json").get("removed", {})
+    removed = _optional(file.parent / run_files.MANIFEST).get("removed", {})
     if file.name not in removed:
         raise RpamError(f"{file}: is missing; `rpam run` makes it again.")
     return int(removed[file.name])
@@ -236,7 +237,7 @@ def _labels(patterns: Path) -> dict[str, int]:
 def _proofs(run: Path) -> list[str]:
     """What merge and export have verified, in sentences."""
     sentences = []
-    if tensors := _optional(run / "merge" / "verify.json").get("tensors"):
+    if tensors := _optional(run / run_files.VERIFIED).get("tensors"):
         compared = sum(tensor["compared"] for tensor in tensors)
         sentences.append(f"Merged checkpoint: {compared:,} values of {len(tensors)} tensors computed anew, none off.")
     for file in sorted((run / "export").glob("*.proof.json")):
@@ -251,7 +252,7 @@ def _proofs(run: Path) -> list[str]:
 
 def _stages(run: Path) -> list[StageRun]:
     """Finished stages in the order of the trip."""
-    found = [_optional(run / name / "manifest.json") for name in _TRIP.split()]
+    found = [_optional(run / name / run_files.MANIFEST) for name in _TRIP.split()]
     return [StageRun(m["stage"], m["seconds"]) for m in found if m]
 
 
