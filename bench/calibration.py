@@ -29,7 +29,7 @@ from typing import Any
 
 from bench.calibration_table import line, table
 from bench.curve import CURVE
-from bench.quality import LONG_THINK_TOKENS, ROOT, ensure, family_of, without_repeated, write_recipe
+from bench.quality import LONG_THINK_TOKENS, ROOT, ensure, family_of, write_recipe, write_unrepeated
 from bench.quality_forms import Changes
 from quant.adaptivity import execution
 from quant.asking import make_requests
@@ -97,8 +97,8 @@ def open_run(pair: Path, folder: Path, form: Form, progress: Any) -> Run:
     }
     recipe = write_recipe(pair, folder, form.per_level, changes)
     if not pool.exists():
-        write_text(pool, question_lines("calibration", form.pool, seed=1, family=FAMILIES[family_of(pair)]))
-        write_text(pool, without_repeated(pool, folder / f"evaluation-{form.per_level}.jsonl"))
+        lines = question_lines("calibration", form.pool, seed=1, family=FAMILIES[family_of(pair)])
+        write_unrepeated(pool, lines, folder / f"evaluation-{form.per_level}.jsonl")
     return Run(load_recipe(recipe), folder / "run", progress, print)
 
 

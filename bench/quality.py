@@ -70,8 +70,7 @@ def write_recipe(pair: Path, folder: Path, per_level: int, changes: Changes) -> 
     calibration = folder / f"calibration-32-{per_level}.jsonl"
     if not calibration.exists():
         write_text(measured, question_lines("evaluation", per_level, seed=1, family=family))
-        write_text(calibration, question_lines("calibration", 32, seed=1, family=family))
-        write_text(calibration, without_repeated(calibration, measured))
+        write_unrepeated(calibration, question_lines("calibration", 32, seed=1, family=family), measured)
     recipe["label"]["questions"], recipe["eval"]["questions"] = calibration.name, measured.name
     recipe["label"]["grader"] = recipe["eval"]["grader"] = family.grader
     recipe["quantize"]["types"] = ["Q4_K_M"]
@@ -83,12 +82,14 @@ def write_recipe(pair: Path, folder: Path, per_level: int, changes: Changes) -> 
     return written
 
 
-def without_repeated(calibration: Path, measured: Path) -> str:
-    """Lines of the first file without those that are, or nearly are, questions of the second."""
-    found = overlaps(load_questions(calibration), load_questions(measured))
-    dropped = {overlap.calibration.key for overlap in found}
-    lines = calibration.read_text(encoding="utf-8").splitlines(keepends=True)
-    return "".join(line for number, line in enumerate(lines, 1) if str(number) not in dropped)
+def write_unrepeated(calibration: Path, lines: str, measured: Path) -> None:
+    """Write questions without those that are, or nearly are, questions of another file."""
+    drawn = calibration.with_suffix(".drawn.jsonl")
+    write_text(drawn, lines)
+    repeated = {overlap.calibration.key for overlap in overlaps(load_questions(drawn), load_questions(measured))}
+    kept = [line for number, line in enumerate(lines.splitlines(keepends=True), 1) if str(number) not in repeated]
+    write_text(calibration, "".join(kept))
+    drawn.unlink()
 
 
 def ensure(run: Run, stage: str) -> None:

@@ -10,6 +10,8 @@ from rpam_lite.recipe import Recipe
 # In the folder of every stage.
 MANIFEST = "manifest.json"
 
+LOCK = ".lock"
+
 # In `fit/`, and in the folder of every member of the dial.
 COEFFICIENTS_FILE = "coefficients.json"
 FIT_LOG_FILE = "fit.json"

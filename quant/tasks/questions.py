@@ -100,6 +100,14 @@ def read_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     return _csv_rows(text, path) if path.suffix == ".csv" else _json_rows(text, path)
 
 
+def _as_number(text: str) -> float | str:
+    """A number of a CSV; none is 0, and what is no number stays as it is."""
+    try:
+        return float(text or 0)
+    except ValueError:
+        return text
+
+
 def _json_rows(text: str, path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     for n, line in enumerate(text.split("\n"), 1):
         if not line.strip():
@@ -147,7 +155,9 @@ def _to_question(row: Mapping[str, Any], file: TaskFile, place: str, key: str) -
     if not is_gradable(answer, file.grader):
         give = "one letter from A to J" if file.grader == "choice" else "a number or an expression"
         raise RpamError(f"{place}: the answer {row[file.answer]!r} can't be graded; give {give}.")
-    tolerance = 0.0 if file.path.suffix == ".csv" else row.get("tolerance", 0.0)
+    tolerance = row.get("tolerance", 0.0)
+    if isinstance(tolerance, str) and file.path.suffix == ".csv":
+        tolerance = _as_number(tolerance)
     if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or tolerance < 0:
         raise RpamError(f"{place}: `tolerance` is {tolerance!r}; it must be a number, 0 or more.")
     question = f"{row[file.question]}\n{file.instruction}" if file.instruction else row[file.question]

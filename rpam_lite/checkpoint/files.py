@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rpam_lite.errors import RpamError
 from rpam_lite.platform import flush, replace
+
+if TYPE_CHECKING:
+    import torch
 
 ADAPTER_CONFIG = "adapter_config.json"
 # What every run folder holds beside its stages.
@@ -150,10 +154,36 @@ def read_rows(path: Path) -> dict[str, dict[str, Any]]:
     return {row["key"]: row for row in whole_rows(path) if "key" in row}
 
 
+def load_tensors(path: Path, mend: str) -> dict[str, torch.Tensor]:
+    """All tensors of a safetensors file, on the CPU.
+
+    Args:
+        path: The file.
+        mend: What to do where it can't be read.
+
+    Raises:
+        RpamError: It is missing or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        found: dict[str, torch.Tensor] = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise RpamError(f"{path}: can't be read ({error}); {mend}.") from None
+    return found
+
+
+def _last_byte(path: Path) -> bytes:
+    with path.open("rb") as stream:
+        stream.seek(-1, os.SEEK_END)
+        return stream.read(1)
+
+
 def append_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Append rows to a JSON-lines file, each as soon as it comes; nothing that is there changes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    cut_off = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
+    cut_off = path.exists() and path.stat().st_size > 0 and _last_byte(path) != b"\n"
     with path.open("a", encoding="utf-8", newline="\n") as stream:
         if cut_off:
             stream.write("\n")

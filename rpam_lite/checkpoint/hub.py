@@ -7,6 +7,7 @@ holds nothing else.
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
@@ -20,6 +21,8 @@ from rpam_lite.errors import RpamError, one_line
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 _SMALL = ["*.json", "*.jinja", "*.txt", "*.model", "README.md", "LICENSE*"]
 _IN_FOLDERS = ["*/*"]  # other formats of the same weights
+# Errors of a disk, not of a network.
+_OF_THIS_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.ENAMETOOLONG)
 
 
 def is_hub_id(path: Path) -> bool:
@@ -194,7 +197,7 @@ def _hub_errors(hub_id: str) -> Iterator[None]:
     except HfHubHTTPError as error:
         why = f"the hub answered with an error ({one_line(error)}); try again later"
     except Exception as error:
-        if not isinstance(error, (*unreachable(), OSError)):
+        if getattr(error, "errno", None) in _OF_THIS_MACHINE or not isinstance(error, (*unreachable(), OSError)):
             raise
         cause = one_line(error)
         why = (

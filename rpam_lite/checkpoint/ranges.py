@@ -10,6 +10,7 @@ import json
 import os
 import struct
 from dataclasses import dataclass
+from io import FileIO
 from math import prod
 from pathlib import Path
 
@@ -122,6 +123,14 @@ def read_bytes(file: Path, offset: int, out: torch.Tensor) -> None:
             if count == 0:
                 raise RpamError(f"{file}: ends at byte {offset}, {len(buffer)} too early; copy or download it again.")
             buffer, offset = buffer[count:], offset + count
+
+
+def write_bytes(stream: FileIO, offset: int, tensor: torch.Tensor) -> None:
+    """Write a contiguous CPU tensor at `offset` of an unbuffered file; one call may take a part of it only."""
+    buffer = byte_view(tensor)
+    stream.seek(offset)
+    while buffer:
+        buffer = buffer[stream.write(buffer) :]
 
 
 def byte_view(tensor: torch.Tensor) -> memoryview:

@@ -17,13 +17,12 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from io import FileIO
 from pathlib import Path
 
 import torch
 
 from rpam_lite.checkpoint.layout import Chunk, Shard, plan_chunks, plan_shards
-from rpam_lite.checkpoint.ranges import byte_view
+from rpam_lite.checkpoint.ranges import write_bytes
 from rpam_lite.checkpoint.source import TensorSource
 from rpam_lite.errors import RpamError
 from rpam_lite.platform import allocate, boot_id
@@ -85,7 +84,7 @@ def write_weights(
             }
             for chunk, rows in _computed(source, chunks[done:]):
                 _check_finite(chunk, rows, dtype)
-                _write(files[chunk.file], rows, chunk.offset)
+                write_bytes(files[chunk.file], chunk.offset, rows)
                 done += 1
                 note(done)
                 step("")
@@ -138,13 +137,6 @@ def _check_finite(chunk: Chunk, rows: torch.Tensor, dtype: torch.dtype) -> None:
             f"{chunk.tensor}: rows {chunk.start} to {chunk.stop} hold inf or NaN as {name}; "
             "if the parents are finite, set `merge: {dtype: bfloat16}` in the recipe."
         )
-
-
-def _write(stream: FileIO, rows: torch.Tensor, offset: int) -> None:
-    buffer = byte_view(rows)
-    stream.seek(offset)
-    while buffer:
-        buffer = buffer[stream.write(buffer) :]
 
 
 def _allocate(folder: Path, shards: Sequence[Shard]) -> None:

@@ -13,6 +13,7 @@ from rpam_lite.checkpoint.files import locked, size_text
 from rpam_lite.cli.common import RunArgument, RunsOption, app
 from rpam_lite.cli.log import logged
 from rpam_lite.errors import RpamError
+from rpam_lite.run_files import LOCK
 
 if TYPE_CHECKING:
     from rpam_lite.pipeline.cleaning import Removable
@@ -48,7 +49,7 @@ def clean_command(
         console.print(_table(removable(there)))
         console.print("nothing deleted; choose with --captured, --ggufs or --everything.", highlight=False)
         return
-    with locked(there.folder / ".lock", str(there.folder)):
+    with locked(there.folder / LOCK, str(there.folder)):
         chosen = [part for part in removable(there) if part.name in wanted]
         console.print(_table(chosen))
         if not yes and not _agreed(there.folder):

@@ -18,6 +18,7 @@ from rpam_lite.cli.complete import recipes_and_runs
 from rpam_lite.cli.log import logged
 from rpam_lite.cli.panels import Panels, epilog
 from rpam_lite.errors import RpamError
+from rpam_lite.run_files import LOCK
 from rpam_lite.terminal import Interrupted, progress_bars
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def with_run(recipe_path: Path, runs: Path, action: Callable[[Run], None]) -> No
     try:
         recipe = load_recipe(recipe_path)
         folder = folder_of(recipe_path, runs, recipe)
-        with locked(folder / ".lock", str(folder)), logged(folder) as log, progress_bars(log) as bars:
+        with locked(folder / LOCK, str(folder)), logged(folder) as log, progress_bars(log) as bars:
             keep_recipe(recipe, folder)
             action(Run(downloaded(recipe, folder, bars.say), folder, bars, bars.say))
     except KeyboardInterrupt:

@@ -9,7 +9,6 @@ are exchanged, so that several machines work as well as several GPUs of one.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -17,20 +16,14 @@ import typer
 
 from rpam_lite.checkpoint.files import locked
 from rpam_lite.pipeline.fitting import run_fit
-from rpam_lite.pipeline.opening import keep_recipe
+from rpam_lite.pipeline.opening import Silent, folder_of, keep_recipe, mute
 from rpam_lite.pipeline.parents import downloaded
+from rpam_lite.pipeline.questions import FOLDER, with_kept
 from rpam_lite.pipeline.stage import Run
 from rpam_lite.pipeline.trip import run_one
 from rpam_lite.recipe import load_recipe
+from rpam_lite.run_files import LOCK
 from rpam_lite.terminal import fail_in_one_sentence
-
-
-class Quiet:
-    """No progress bars: several processes share one terminal."""
-
-    def start(self, what: str, total: int) -> Callable[[str], None]:
-        """Begin a task."""
-        return lambda note: None
 
 
 def fit(
@@ -38,14 +31,15 @@ def fit(
 ) -> None:
     """Run the fit stage of RECIPE in all processes that torchrun started."""
     named = load_recipe(recipe)
-    loaded = downloaded(named, runs / named.name, print)
-    folder = runs / loaded.name
+    folder = folder_of(recipe, runs, named)
     if os.environ.get("RANK", "0") == "0":
-        with locked(folder / ".lock", str(folder)):
+        with locked(folder / LOCK, str(folder)):
             keep_recipe(named, folder)
-            run_one("fit", Run(loaded, folder, Quiet(), print))
+            run_one("fit", Run(downloaded(named, folder, print), folder, Silent(), print))
     else:
-        run_fit(Run(loaded, folder, Quiet(), lambda text: None))
+        # The questions are the first process's to draw.
+        loaded = downloaded(with_kept(named, folder / FOLDER), folder, mute)
+        run_fit(Run(loaded, folder, Silent(), mute))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from rpam_lite.fit.gradient import joint_gradient
 from rpam_lite.fit.grouping import Grouping
 from rpam_lite.fit.problem import TERMS, Problem, Reducer, Stores, weighted_terms
 from rpam_lite.recipe import Fit
+from rpam_lite.streaming.plan import LBFGS_PAIRS
 
 # The fit ends when the best loss of this many steps is not better than that before them by `tolerance`.
 PATIENCE = 10
@@ -159,7 +160,7 @@ def _lbfgs(
         largest = sizes.max() or 1.0
         scale = np.sqrt(np.clip(sizes / largest, FLATTEST, 1))
         bounds = list(zip(lower * scale, upper * scale, strict=True))
-        options = {"maxcor": 20, "ftol": settings.tolerance, "gtol": 0.0}
+        options = {"maxcor": LBFGS_PAIRS, "ftol": settings.tolerance, "gtol": 0.0}
         minimize(scaled, first * scale, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
     except StopIteration:
         stopped = "steps"

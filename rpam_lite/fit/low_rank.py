@@ -18,11 +18,10 @@ from math import pi
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from rpam_lite.checkpoint.arithmetic import LowRank
-from rpam_lite.checkpoint.files import whole_file
+from rpam_lite.checkpoint.files import load_tensors, whole_file
 from rpam_lite.errors import RpamError
 
 _PARTS = ("base", "rows", "columns")
@@ -125,10 +124,7 @@ def load_fields(folder: Path, form: FieldForm, sha256: str) -> dict[str, LowRank
         RpamError: The file is missing or damaged, or belongs to other coefficients.
     """
     file = factors_file(folder)
-    try:
-        tensors = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise RpamError(f"{file}: can't be read ({error}); fit again.") from None
+    tensors = load_tensors(file, "fit again")
     groups = [name.removesuffix(".base") for name in tensors if name.endswith(".base")]
     fields = {
         g: LowRank(tensors[f"{g}.base"], tensors[f"{g}.rows"], tensors[f"{g}.columns"], form.lower, form.upper)

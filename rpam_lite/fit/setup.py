@@ -79,8 +79,9 @@ def plan_work(recipe: Recipe, work: WorkSize, folder: Path) -> Planned:
 
 
 def with_coefficients(work: WorkSize, skeleton: Skeleton, fit: Fit) -> WorkSize:
-    """The work, knowing how many numbers the fit moves."""
-    return replace(work, numbers=len(grouping_of(skeleton, fit)), fields=fit.granularity == "low_rank")
+    """The work, knowing how many numbers the fit moves, and how often."""
+    numbers = len(grouping_of(skeleton, fit))
+    return replace(work, numbers=numbers, steps=fit.steps, fields=fit.granularity == "low_rank")
 
 
 def as_begun(planned: Planned, scratch: Path, states: Iterable[Path] = ()) -> Planned:

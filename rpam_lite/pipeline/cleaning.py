@@ -18,7 +18,7 @@ from rpam_lite.pipeline.manifest import read_manifest
 from rpam_lite.pipeline.quantize_to import FOLDER
 from rpam_lite.pipeline.stage import DONOR, Run
 from rpam_lite.pipeline.trip import STAGES
-from rpam_lite.run_files import MANIFEST
+from rpam_lite.run_files import LOCK, MANIFEST
 
 # Beside the stages' own folders: questions drawn, answers sampled for labels, kept fits, and files of `quantize --fit`.
 _BESIDE = (questions.FOLDER, "samples", kept_fit.FOLDER, FOLDER)
@@ -79,7 +79,7 @@ def remove_empty(folder: Path) -> list[str]:
     Returns:
         Names of what is not ours and stays, with the folder.
     """
-    (folder / ".lock").unlink(missing_ok=True)
+    (folder / LOCK).unlink(missing_ok=True)
     left = sorted(file.name for file in folder.iterdir())
     if not left:
         folder.rmdir()

@@ -13,6 +13,7 @@ from rpam_lite.pipeline.parents import cached
 from rpam_lite.pipeline.questions import FOLDER, with_kept
 from rpam_lite.pipeline.stage import Run
 from rpam_lite.recipe import Recipe, load_recipe
+from rpam_lite.run_files import LOCK
 
 
 def folder_of(given: Path, runs: Path, recipe: Recipe) -> Path:
@@ -41,7 +42,7 @@ def opened(given: Path, runs: Path) -> Run:
     """
     recipe = load_recipe(given)
     folder = folder_of(given, runs, recipe)
-    return Run(with_kept(cached(recipe), folder / FOLDER), folder, _Silent(), lambda text: None)
+    return Run(with_kept(cached(recipe), folder / FOLDER), folder, Silent(), mute)
 
 
 def again(command: str, given: Path, runs: Path) -> str:
@@ -52,7 +53,7 @@ def again(command: str, given: Path, runs: Path) -> str:
 
 def is_worked_on(folder: Path) -> bool:
     """Whether another process holds the lock of a run folder."""
-    file = folder / ".lock"
+    file = folder / LOCK
     if not file.exists():
         return False
     try:
@@ -62,6 +63,13 @@ def is_worked_on(folder: Path) -> bool:
         return True
 
 
-class _Silent:
+class Silent:
+    """Shows no progress."""
+
     def start(self, what: str, total: int) -> Callable[[str], None]:
-        return lambda note: None
+        """Begin a task of which nothing is shown."""
+        return mute
+
+
+def mute(text: object) -> None:
+    """Say nothing."""

@@ -154,6 +154,12 @@ def _parent(role: str, folder: Path, ask_hub: bool) -> Parent:
 def _warn_of_places(repository: Repository, run: Run, say: Callable[[str], None]) -> None:
     """What would tell others the folders of this machine."""
     places = [str(Path.home()), str(run.folder.resolve())]
-    for name, file in repository.files.items():
-        if file.suffix in _TEXT and any(p in file.read_text(encoding="utf-8", errors="replace") for p in places):
-            say(f"WARNING: {name} names folders of this machine; look at {file} before others do")
+    texts = {
+        name: (file.read_text(encoding="utf-8", errors="replace"), f"look at {file}")
+        for name, file in repository.files.items()
+        if file.suffix in _TEXT or file.name.startswith("Modelfile")
+    }
+    made = {name: (text, "mend what it is made from") for name, text in repository.texts.items()}
+    for name, (text, mend) in (texts | made).items():
+        if any(place in text for place in places):
+            say(f"WARNING: {name} names folders of this machine; {mend} before others see it")

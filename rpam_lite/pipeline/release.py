@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING, Any
 
+from rpam_lite.pipeline.artefacts import SCRATCH
+from rpam_lite.pipeline.memory import advice
 from rpam_lite.pipeline.stage import Run
 
 if TYPE_CHECKING:
@@ -42,11 +44,13 @@ def fit_as_released(run: Run) -> tuple[Coefficients, dict[str, Any]]:
         settings.prompt_tokens,
         _pad(skeleton.config),
     )
-    scratch = folder / "scratch"
+    scratch = folder / SCRATCH
     source = WeightSource(planned.long, planned.short, skeleton, way.codec, way.residency, skeleton.device, scratch)
     ends = Ends(planned.long, planned.short, skeleton, [prompts], way.chunk_rows, keep_head=False)
     step = run.progress.start("fitting as released", skeleton.layers)
-    layers = fit_release(skeleton, source, ends, prompts, questions.is_long.tolist(), settings, way.dtype, folder, step)
+    is_long = questions.is_long.tolist()
+    with advice(planned):
+        layers = fit_release(skeleton, source, ends, prompts, is_long, settings, way.dtype, folder, step)
     shutil.rmtree(scratch, ignore_errors=True)
     outside = [skeleton.embedding, skeleton.head, *skeleton.tail]
     sums = {group_of(name, "element"): [1 - settings.start, 1] for name in outside}

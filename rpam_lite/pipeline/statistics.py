@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from rpam_lite.checkpoint.files import load_tensors
 from rpam_lite.pipeline.artefacts import SCRATCH
 from rpam_lite.pipeline.memory import advice
 from rpam_lite.pipeline.stage import Run
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from rpam_lite.streaming.activations import CalibrationSet
 
 FILE = "statistics.safetensors"
+# What a method that draws its own inputs is planned for, where it has no options of these names.
+_SEQUENCES, _TOKENS = 8, 64
 
 
 def is_measured(recipe: Recipe) -> bool:
@@ -63,11 +66,12 @@ def run_statistics(run: Run) -> None:
 
 
 def load_statistics(run: Run) -> dict[str, torch.Tensor]:
-    """What the method measured, by tensor name."""
-    from safetensors.torch import load_file
+    """What the method measured, by tensor name.
 
-    found: dict[str, torch.Tensor] = load_file(run.of("statistics") / FILE)
-    return found
+    Raises:
+        RpamError: The file is missing or damaged.
+    """
+    return load_tensors(run.of("statistics") / FILE, "run `rpam statistics` again")
 
 
 def _planned(run: Run, questions: CalibrationSet | None, options: Mapping[str, float]) -> Planned:
@@ -80,7 +84,7 @@ def _planned(run: Run, questions: CalibrationSet | None, options: Mapping[str, f
     work = (
         work_size(questions, stored_top_k(run.of("capture")))
         if questions is not None
-        else estimated_work(run.recipe, int(options["sequences"]), int(options["tokens"]))
+        else estimated_work(run.recipe, int(options.get("sequences", _SEQUENCES)), int(options.get("tokens", _TOKENS)))
     )
     planned = plan_work(run.recipe, work, run.folder)
     run.say(f"plan: {describe(planned.plan.way)}")

@@ -8,9 +8,9 @@ values.py: `python -m rpam_lite.schemas docs`.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rpam_lite.recipe.fitting import Capture, Dial, Fit, Memory
 from rpam_lite.recipe.values import (
@@ -169,11 +169,19 @@ class Eval(Asked):
 
     max_tokens: Positive = Field(4096, description="a longer answer is cut off, and wrong")
     parallel: Positive = Field(16, description="sequences decoded side by side")
-    scalar_curve: tuple[Share, ...] = Field(
+    scalar_curve: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
         (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
         description="lambdas of plain interpolations to measure beside the merge, each a whole model",
     )
     long_think_tokens: Positive = Field(32, description="an answer with this many think tokens is a long one")
+
+    @field_validator("scalar_curve")
+    @classmethod
+    def _has_a_name_each(cls, weights: tuple[float, ...]) -> tuple[float, ...]:
+        """Files and rows are named by six digits."""
+        if len({f"{weight:g}" for weight in weights}) < len(set(weights)):
+            raise ValueError("two lambdas are the same in their first six digits")
+        return weights
 
 
 class Recipe(Section):

@@ -15,11 +15,12 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from rpam_lite.checkpoint.files import whole_file
+from rpam_lite.checkpoint.files import load_tensors, whole_file
 
 PARENTS = ("long", "short")
+_MEND = "run `rpam capture` again"
 
 
 @dataclass(frozen=True)
@@ -78,12 +79,12 @@ def save_questions(questions: CalibrationSet, folder: Path) -> None:
 
 def load_questions(folder: Path) -> CalibrationSet:
     """Read questions.safetensors."""
-    raw = load_file(folder / "questions.safetensors")
+    raw = load_tensors(folder / "questions.safetensors", _MEND)
     return CalibrationSet(
-        token_ids=list(raw["token_ids"].long().split(raw["lengths"].tolist())),
+        token_ids=list(torch.split(raw["token_ids"].long(), raw["lengths"].tolist())),
         prompt_lengths=raw["prompt_lengths"].tolist(),
         is_long=raw["is_long"],
-        positions=list(raw["positions"].long().split(raw["position_counts"].tolist())),
+        positions=list(torch.split(raw["positions"].long(), raw["position_counts"].tolist())),
     )
 
 
@@ -112,9 +113,9 @@ def load_layer(
     folder: Path, layer: int, questions: CalibrationSet
 ) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]:
     """Hidden states of the Long and of the Short parent, bf16 [kept positions, hidden] a question, and the mean gap."""
-    raw = load_file(layer_file(folder, layer))
+    raw = load_tensors(layer_file(folder, layer), _MEND)
     counts = [len(p) for p in questions.positions]
-    return list(raw["long"].split(counts)), list(raw["short"].split(counts)), raw["mean_gap"]
+    return list(torch.split(raw["long"], counts)), list(torch.split(raw["short"], counts)), raw["mean_gap"]
 
 
 def save_targets(selected: Targets, other: Targets, folder: Path) -> None:
@@ -135,11 +136,11 @@ def save_targets(selected: Targets, other: Targets, folder: Path) -> None:
 
 def load_targets(folder: Path, questions: CalibrationSet) -> tuple[list[Targets], list[Targets]]:
     """Of each question the selected parent's targets, and the other's where the answer begins."""
-    raw = load_file(folder / "targets.safetensors")
+    raw = load_tensors(folder / "targets.safetensors", _MEND)
     counts = [len(questions.target_positions(q)) for q in range(len(questions))]
 
     def split(prefix: str, sizes: list[int]) -> list[Targets]:
-        pieces = zip(*(raw[prefix + name].split(sizes) for name in ("ids", "logprobs", "tail")), strict=True)
+        pieces = zip(*(torch.split(raw[prefix + name], sizes) for name in ("ids", "logprobs", "tail")), strict=True)
         return [Targets(ids.long(), logprobs, tail) for ids, logprobs, tail in pieces]
 
     return split("", counts), split("other_", [1] * len(questions))

@@ -29,8 +29,7 @@ _WAYS: tuple[tuple[CodecName, Residency], ...] = (
 )
 _MICRO_TOKENS = (4096, 2048, 1024, 512, 256)
 _CHUNK_ROWS = (16384, 4096)
-# L-BFGS-B keeps 20 pairs and 5 vectors in fp64; point and gradient of every step stay too, for a resumed fit.
-_BYTES_A_NUMBER = 8 * (2 * 20 + 5) + 2 * 4 * 30
+LBFGS_PAIRS = 20
 
 
 @dataclass(frozen=True)
@@ -68,6 +67,7 @@ class WorkSize:
         distinct: Different tokens.
         top_k: Log-probabilities a target position.
         numbers: Unknowns of the fit.
+        steps: How many steps it may take.
         fields: Whether a matrix's lambdas are formed one a weight.
     """
 
@@ -78,6 +78,7 @@ class WorkSize:
     distinct: int
     top_k: int
     numbers: int = 0
+    steps: int = 0
     fields: bool = False
 
 
@@ -138,6 +139,14 @@ def model_size(skeleton: Skeleton, stored: int = 2) -> ModelSize:
     )
 
 
+def _history(work: WorkSize) -> int:
+    """Bytes of the fit's unknowns: L-BFGS-B's pairs and 5 vectors in fp64; point and gradient of every step in fp32.
+
+    The latter are what a resumed fit begins with.
+    """
+    return work.numbers * (8 * (2 * LBFGS_PAIRS + 5) + 2 * 4 * work.steps)
+
+
 def plan_for(way: Way, model: ModelSize, work: WorkSize, on_cpu: bool, resident: int = 0) -> Plan:
     """What this way of working takes in the joint fit, the larger of the two stages.
 
@@ -186,7 +195,7 @@ def plan_for(way: Way, model: ModelSize, work: WorkSize, on_cpu: bool, resident:
     items.append(("final states at target positions", "host", work.targets * model.hidden * (3 * item + 4)))
     items.append(("targets", "host", work.targets * work.top_k * (8 + 4)))
     items.append(("targets at work", compute, work.targets * work.top_k * (8 + 3 * 4)))
-    items.append(("the fit's unknowns and their history", "host", work.numbers * _BYTES_A_NUMBER))
+    items.append(("the fit's unknowns and their history", "host", _history(work)))
     items.append(("parents' states of one layer", "host", 2 * work.kept * model.hidden * 2))
     items.append(("embedding rows", "host", 2 * work.distinct * model.hidden * model.stored))
     if way.keep_head:

@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 
 import torch
 
-from rpam_lite.checkpoint.ranges import byte_view, read_bytes
+from rpam_lite.checkpoint.ranges import read_bytes, write_bytes
 from rpam_lite.errors import RpamError
 from rpam_lite.platform import allocate
 
@@ -88,8 +88,7 @@ class DiskStore:
             self._open.add(layer)
         content = states.detach().to("cpu", self._dtype).contiguous()
         with file.open("r+b", buffering=0) as stream:
-            stream.seek(self._starts[batch])
-            stream.write(byte_view(content))
+            write_bytes(stream, self._starts[batch], content)
 
     def get(self, layer: int, batch: int) -> torch.Tensor:
         """Read it to the device."""

@@ -35,6 +35,16 @@ def test_files_of_a_user(tmp_path: Path) -> None:
     assert one(plain) is plain
 
 
+def test_a_tolerance_is_read_from_both_forms(tmp_path: Path) -> None:
+    table, lines = tmp_path / "t.csv", tmp_path / "l.jsonl"
+    table.write_text("question,answer,tolerance\nx?,4.2,0.1\ny?,3,\n", encoding="utf-8")
+    lines.write_text('{"question": "x?", "answer": "4.2", "tolerance": 0.1}\n', encoding="utf-8")
+    assert [q.tolerance for q in one(table).questions] == [0.1, 0.0]
+    assert [q.tolerance for q in one(lines).questions] == [0.1]
+    task = one(table)
+    assert task.grade(r"\boxed{4.3}", task.questions[0]).correct
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
@@ -44,6 +54,7 @@ def test_files_of_a_user(tmp_path: Path) -> None:
         ("question,answer\nx?\n", "line 2: `answer` is None"),
         ("question,answer\nWell, x?,2\n", "line 2: has more fields than the header"),
         ('question,answer\n"x?,2\n', "is not valid CSV"),
+        ("question,answer,tolerance\nx?,2,much\n", "line 2: `tolerance` is 'much'; it must be a number, 0 or more"),
         ("question,answer,level\nx?,2,hard\n", "line 2: `level` is 'hard'; it must be a whole number"),
         ("question,answer\nx?,2}{\n", "line 2: the answer '2}{' can't be graded"),
     ],

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from rpam_lite.errors import RpamError
 from rpam_lite.fit.batches import micro_batches
 from rpam_lite.patterns.label import LabelledQuestion
 from rpam_lite.recipe import Capture
@@ -88,6 +89,14 @@ def test_an_interrupted_capture_goes_on_and_ends_the_same(pair: Path, captured: 
     assert sorted(f.name for f in (tmp_path / "cut").iterdir()) == names
     for name in names:
         assert (tmp_path / "cut" / name).read_bytes() == (captured / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("name", ["questions.safetensors", "layer-000.safetensors", "targets.safetensors"])
+def test_a_damaged_file_of_the_capture_is_named(captured: Path, name: str) -> None:
+    questions = load_questions(captured)
+    (captured / name).write_bytes((captured / name).read_bytes()[:100])
+    with pytest.raises(RpamError, match=rf"{name}: can't be read .*run `rpam capture` again"):
+        (load_questions(captured), load_layer(captured, 0, questions), load_targets(captured, questions))
 
 
 def test_both_parents_see_the_same_tokens_whatever_the_label() -> None:

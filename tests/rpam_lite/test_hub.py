@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import re
@@ -16,7 +17,7 @@ import pytest
 import yaml
 from huggingface_hub import constants
 
-from rpam_lite.checkpoint.hub import fetch, is_hub_id, local_or_hub, missing_bytes, readable_name
+from rpam_lite.checkpoint.hub import fetch, fetch_headers, is_hub_id, local_or_hub, missing_bytes, readable_name
 from rpam_lite.errors import RpamError
 from rpam_lite.pipeline.parents import downloaded, findings_of
 from rpam_lite.pipeline.planning import plan_cards
@@ -202,6 +203,18 @@ def test_what_the_hub_refuses_is_said_in_one_sentence(hub: Hub, tmp_path: Path, 
     assert finding.message.startswith(expected)
     with pytest.raises(RpamError, match=re.escape(expected)):
         downloaded(recipe(tmp_path, long=hub_id), tmp_path, print)
+
+
+def test_a_full_disk_is_not_told_as_a_missing_network(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(file: Path, found: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(file))
+
+    monkeypatch.setattr("rpam_lite.checkpoint.hub._write_hollow", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        fetch_headers("acme/long", tmp_path)
+    assert caught.value.errno == errno.ENOSPC
 
 
 def test_without_a_network(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from rpam_lite.checkpoint.pair import open_pair
@@ -19,9 +20,13 @@ from rpam_lite.errors import RpamError
 from rpam_lite.merge import methods
 from rpam_lite.merge.apply import MethodSource
 from rpam_lite.merge.methods import method_of
-from rpam_lite.merge.models import Tensors
+from rpam_lite.merge.models import Models, Tensors
 from rpam_lite.merge.verify import verify
 from rpam_lite.merge.wudi import interference
+from rpam_lite.pipeline.opening import Silent, mute
+from rpam_lite.pipeline.stage import Run
+from rpam_lite.pipeline.statistics import load_statistics, run_statistics
+from rpam_lite.recipe import load_recipe
 from tests.conftest import make_checkpoint
 
 
@@ -222,3 +227,24 @@ def test_what_is_wrong_with_a_method_is_named(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(methods, "entry_points", lambda group: [entry("broken", lambda: 1 / 0)])
     with pytest.raises(RpamError, match=r"broken of package:object: can't be loaded \(division by zero\)"):
         methods.methods()
+
+
+def test_another_packages_method_may_measure(pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Measuring(Mine):
+        def measure(self, models: Models, options: Mapping[str, float]) -> dict[str, torch.Tensor]:
+            return {"width": torch.tensor([float(models.skeleton.config.hidden_size)])}
+
+    monkeypatch.setattr(methods, "entry_points", lambda group: [entry("mine", Measuring)])
+    file = tmp_path / "mine.yaml"
+    told = {
+        "version": 1,
+        "name": "mine",
+        "parents": {"long": str(pair / "long"), "short": str(pair / "short")},
+        "label": {"questions": "q.jsonl"},
+        "eval": {"questions": "q.jsonl"},
+        "merge": {"method": "mine"},
+    }
+    file.write_text(yaml.safe_dump(told), encoding="utf-8")
+    opened = Run(load_recipe(file), tmp_path / "run", Silent(), mute)
+    run_statistics(opened)
+    assert load_statistics(opened)["width"].tolist() == [64.0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -132,5 +133,14 @@ def test_a_licence_file_counts_as_in_the_card(run: Run, hub: Hub) -> None:
 def test_a_file_that_tells_of_this_machine_is_named(run: Run, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not [line for line in do(run, dry=True) if "names folders" in line]
     monkeypatch.setattr(Path, "home", lambda: Path("# tiny"))  # what stands in report.md
-    (warning,) = [line for line in do(run, dry=True) if "names folders" in line]
-    assert warning.startswith("WARNING: report/report.md names folders of this machine; look at")
+    warnings = [line for line in do(run, dry=True) if "names folders" in line]
+    assert warnings[0].startswith("WARNING: report/report.md names folders of this machine; look at")
+    assert all("README.md names folders of this machine; mend what" in line for line in warnings[1:])
+
+
+def test_modelfiles_and_texts_made_for_the_hub_are_read_too(
+    run: Run, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place, name in (("FROM", "Modelfile"), ("num_ctx", "params")):
+        monkeypatch.setattr(Path, "home", partial(Path, place))
+        assert [line for line in do(run, dry=True) if line.startswith(f"WARNING: {name}") and "names folders" in line]

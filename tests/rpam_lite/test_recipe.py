@@ -43,6 +43,20 @@ def test_every_mistake_is_named_at_once(tmp_path: Path) -> None:
         assert part in message
 
 
+@pytest.mark.parametrize(
+    ("weights", "says"),
+    [
+        ([0.0, 0.5], "greater than 0"),
+        ([0.5, 1.0], "less than 1"),
+        ([0.3333333, 0.33333331], "two lambdas are the same in their first six digits"),
+    ],
+)
+def test_the_scalar_curve_lies_between_the_parents(tmp_path: Path, weights: list[float], says: str) -> None:
+    file = write(tmp_path, eval={"questions": "e.jsonl", "scalar_curve": weights})
+    with pytest.raises(RpamError, match=says):
+        load_recipe(file)
+
+
 @pytest.mark.parametrize(("text", "says"), [("a: [", "not valid YAML"), ("- 1", "holds no recipe")])
 def test_what_is_no_recipe(tmp_path: Path, text: str, says: str) -> None:
     file = tmp_path / "bad.yaml"
