@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from quant.engines import Sampling
-from quant.records import Record, regraded
+from quant.records import RECORD_VERSION, Record, regraded
 from quant.tasks.catalog import Task
 from quant.tasks.questions import Question
 from rpam_lite.checkpoint.files import read_json, write_json
@@ -174,15 +174,21 @@ def read_evaluation(path: str | Path) -> Evaluation:
             ModelRun(
                 r["name"],
                 r["identity"],
-                {t: [Record(**row) for row in rows] for t, rows in r["records"].items()},
+                {t: [_record(row) for row in rows] for t, rows in r["records"].items()},
                 r["speed"],
             )
             for r in told["runs"]
         )
         settings = Settings(**{**told["settings"], "sampling": Sampling(**told["settings"]["sampling"])})
         return Evaluation(tuple(runs), {name: Asked(**asked) for name, asked in told["tasks"].items()}, settings)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise RpamError(f"{path}: is no whole evaluation ({error}); evaluate again.") from None
+
+
+def _record(row: Mapping[str, Any]) -> Record:
+    if row["version"] != RECORD_VERSION:
+        raise ValueError(f"its records are of version {row['version']}, this release reads {RECORD_VERSION}")
+    return Record(**row)
 
 
 def joined(evaluations: Sequence[Evaluation]) -> Evaluation:

@@ -80,21 +80,20 @@ def gain_over_coin(model: Sequence[Record], short: Sequence[Record], long: Seque
     return gain_over_curve(model, [short, long], seed)
 
 
-def rate_over_curve(columns: Sequence[Floats], tokens: Sequence[Floats], seed: int = 0) -> Interval:
+def rate_over_curve(columns: Sequence[Floats], tokens: Sequence[Floats]) -> Interval:
     """A rate of a model minus the curve's lowest at the tokens of the model, by paired bootstrap.
 
     Args:
         columns: Numerator and denominator by question [questions, 2], as `adaptivity.overthink` gives them: of the
             model, then of the interpolations in order of lambda, both parents as their ends.
         tokens: Mean tokens by question [questions] of the same models.
-        seed: Of the bootstrap.
     """
-    counts = resampling_counts(len(tokens[0]), seed=seed)
+    counts = resampling_counts(len(tokens[0]))
     rates = np.stack([ratio(values, counts) for values in columns], axis=1)
     mean_tokens = np.stack([mean(values, counts) for values in tokens], axis=1)
     differences = np.array([r[0] + curve_at(t[1:], -r[1:], t[0]) for t, r in zip(mean_tokens, rates, strict=True)])
     low, high = np.nanpercentile(differences[1:], [2.5, 97.5])
-    return Interval(float(differences[0]), float(low), float(high), seed)
+    return Interval(float(differences[0]), float(low), float(high), 0)
 
 
 def threshold_policies(short: Sequence[Record], long: Sequence[Record]) -> tuple[list[float], list[float]]:

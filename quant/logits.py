@@ -17,8 +17,7 @@ import numpy as np
 
 from quant.engines.llama_cpp import LlamaCppEngine
 from quant.engines.passes import CHUNK, open_reader
-from rpam_lite.errors import RpamError, one_line
-from rpam_lite.quiet import without_loading_bars
+from rpam_lite.checkpoint.loading import load_folder
 
 _F32 = 0  # GGML_TYPE_F32
 
@@ -58,13 +57,11 @@ def open_model(path: Path, threads: int = 2, exact: bool = True) -> Iterator[Log
         yield LogitsModel(str(path), engine.vocabulary_size, lambda t, first: sequence_logits(engine, t, first, exact))
 
 
-def folder_model(folder: Path, dtype: str = "float32", device: str = "cpu") -> LogitsModel:
-    """A Hugging Face folder through transformers.
+def folder_model(folder: Path) -> LogitsModel:
+    """A Hugging Face folder through transformers, in float32 on the CPU.
 
     Args:
         folder: Config and weights.
-        dtype: Of the weights and of the arithmetic, as torch names it; logits come as float32.
-        device: As torch names it.
 
     Raises:
         RpamError: transformers can't load it.
@@ -72,22 +69,18 @@ def folder_model(folder: Path, dtype: str = "float32", device: str = "cpu") -> L
     import torch
     from transformers import AutoModelForCausalLM, DynamicCache
 
-    try:
-        with without_loading_bars():
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).to(device).eval()
-    except (OSError, ValueError) as error:
-        raise RpamError(f"{folder}: transformers can't load it ({one_line(error)}).") from None
+    model = load_folder(AutoModelForCausalLM, folder, dtype=torch.float32).eval()
 
     def logits(tokens: Sequence[int], first: int) -> Iterator[np.ndarray]:
         cache = DynamicCache()
         for start in range(0, len(tokens), CHUNK):
-            part = torch.tensor([list(tokens[start : start + CHUNK])], device=device)
+            part = torch.tensor([list(tokens[start : start + CHUNK])])
             wanted = start + part.shape[1] - max(first, start)
             with torch.inference_mode():
                 # 0 would ask for all of them.
                 found = model(part, past_key_values=cache, use_cache=True, logits_to_keep=max(wanted, 1)).logits[0]
             if wanted > 0:
-                yield found.float().cpu().numpy()
+                yield found.numpy()
 
     return LogitsModel(str(folder), int(model.config.get_text_config().vocab_size), logits)
 

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quant.engines.llama_cpp import LlamaCppEngine
-from rpam_lite.errors import RpamError, one_line
-from rpam_lite.quiet import without_loading_bars
+from rpam_lite.checkpoint.loading import load_folder
+from rpam_lite.errors import RpamError
 
 Singles = NDArray[np.float32]
 Prompts = Sequence[tuple[int, ...]]
@@ -66,12 +66,7 @@ def folder_states(folder: Path, dtype: str = "float32", device: str = "cpu") -> 
     import torch
     from transformers import AutoModel
 
-    try:
-        with without_loading_bars():
-            model = AutoModel.from_pretrained(folder, dtype=getattr(torch, dtype), local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise RpamError(f"{folder}: transformers can't load it ({one_line(error)}).") from None
-    model = model.to(device).eval()
+    model = load_folder(AutoModel, folder, dtype=getattr(torch, dtype)).to(device).eval()
 
     def states(prompts: Prompts) -> Singles:
         _require_tokens(prompts, str(folder))

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 
 from rpam_lite.checkpoint.aligned import EMBEDDING, HEAD
+from rpam_lite.checkpoint.loading import load_folder
 from rpam_lite.checkpoint.source import CheckpointSource
 from rpam_lite.checkpoint.write import MADE_BY
-from rpam_lite.errors import RpamError, one_line
+from rpam_lite.errors import RpamError
 from rpam_lite.merge.apply import ExactSource
-from rpam_lite.quiet import without_loading_bars
 from rpam_lite.streaming.whole import SMALL_MODEL, load_whole, parameters_of
 
 CHUNK_VALUES = 1 << 20
@@ -136,12 +136,7 @@ def _compare_logits(merged: CheckpointSource, source: ExactSource, seed: int) ->
     """The folder as transformers loads it, against the merge in memory: the same logits to the bit."""
     from transformers import AutoModelForCausalLM
 
-    try:
-        with without_loading_bars():
-            loaded = AutoModelForCausalLM.from_pretrained(merged.folder, dtype=torch.float32).eval()
-    except Exception as error:  # transformers raises whatever its parts raise
-        why = one_line(error)
-        raise RpamError(f"{merged.folder}: transformers can't load it ({why}); check the donor's config.") from None
+    loaded = load_folder(AutoModelForCausalLM, merged.folder, "check the donor's config", dtype=torch.float32).eval()
     reference = load_whole(source, loaded.config)
     ids = torch.randint(source.shape(EMBEDDING)[0], (1, _TOKENS), generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():

@@ -62,9 +62,9 @@ def across(values: Iterable[float], margin: float = 0.06) -> Scale:
     return spanning(values, LEFT, WIDTH - RIGHT, margin)
 
 
-def upwards(values: Iterable[float], margin: float = 0.06) -> Scale:
+def upwards(values: Iterable[float]) -> Scale:
     """A scale over the height of the plot."""
-    return spanning(values, HEIGHT - BOTTOM, TOP, margin)
+    return spanning(values, HEIGHT - BOTTOM, TOP, 0.06)
 
 
 def picture(name: str, title: str, description: str, parts: Iterable[Markup], height: float = HEIGHT) -> Markup:

@@ -15,7 +15,7 @@ from quant.comparison import compare_to_curve
 from quant.engines import Completion, Request
 from quant.evaluation import graded_again, joined
 from quant.plot import frontier
-from quant.records import read_records
+from quant.records import RECORD_VERSION, read_records
 from quant.tables import budget_table, console
 from quant.tasks.questions import TaskFile
 from rpam_lite.errors import RpamError
@@ -130,6 +130,11 @@ def test_saved_and_read_it_is_the_same(task: Path, tmp_path: Path) -> None:
             mixed()
     with pytest.raises(RpamError, match="two models are named 'a'"):
         joined([result, result])
+    saved = json.loads((tmp_path / "evaluation.json").read_text(encoding="utf-8"))
+    next(iter(saved["runs"][0]["records"].values()))[0]["version"] = 3
+    (tmp_path / "evaluation.json").write_text(json.dumps(saved), encoding="utf-8")
+    with pytest.raises(RpamError, match="its records are of version 3, this release reads"):
+        read_evaluation(tmp_path / "evaluation.json")
     (tmp_path / "evaluation.json").write_text("{}", encoding="utf-8")
     with pytest.raises(RpamError, match="is no evaluation of version 1"):
         read_evaluation(tmp_path / "evaluation.json")
