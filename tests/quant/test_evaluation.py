@@ -15,7 +15,7 @@ from quant.comparison import compare_to_curve
 from quant.engines import Completion, Request
 from quant.evaluation import graded_again, joined
 from quant.plot import frontier
-from quant.records import RECORD_VERSION, read_records
+from quant.records import read_records
 from quant.tables import budget_table, console
 from quant.tasks.questions import TaskFile
 from rpam_lite.errors import RpamError
