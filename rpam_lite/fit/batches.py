@@ -89,21 +89,17 @@ def make_batch(
         mask=pad_sequence([torch.ones(len(questions.positions[q])) for q in chosen], batch_first=True),
         target_rows=torch.cat([torch.full_like(c, row) for row, c in enumerate(columns)]),
         target_columns=torch.cat(columns),
-        targets=_joined([targets[0][q] for q in chosen]),
+        targets=Targets.joined([targets[0][q] for q in chosen]),
         target_weights=torch.cat([_weights(len(c), settings) for c in columns]),
         next_ids=torch.cat(follows),
         decisions=counts.cumsum(0) - counts,
-        other=_joined([targets[1][q] for q in chosen]),
+        other=Targets.joined([targets[1][q] for q in chosen]),
         shares=shares[chosen],
     )
 
 
 def _weights(positions: int, settings: Fit) -> torch.Tensor:
     return position_weights(positions, settings.form, settings.decision_share, settings.kl_tokens)
-
-
-def _joined(targets: list[Targets]) -> Targets:
-    return Targets(*(torch.cat([getattr(t, f) for t in targets]) for f in ("ids", "logprobs", "tail")))
 
 
 def load_batches(

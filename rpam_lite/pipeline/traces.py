@@ -35,7 +35,7 @@ def calibration_traces(run: Run) -> Traces:
     """The labelled questions that the recipe chooses, with the answers that its prices select."""
     from rpam_lite.patterns.label import labelled
     from rpam_lite.patterns.price import both_answers, family
-    from rpam_lite.streaming.capture import calibration_set, choose_questions
+    from rpam_lite.streaming.calibration import calibration_set, choose_questions
 
     settings, dial = run.recipe.capture, run.recipe.family
     rows = seen_rows(run)

@@ -61,6 +61,15 @@ class Targets:
     logprobs: torch.Tensor
     tail: torch.Tensor
 
+    @classmethod
+    def joined(cls, parts: Sequence[Targets]) -> Targets:
+        """Those of several questions, one after another."""
+        return cls(
+            torch.cat([part.ids for part in parts]),
+            torch.cat([part.logprobs for part in parts]),
+            torch.cat([part.tail for part in parts]),
+        )
+
 
 def save_questions(questions: CalibrationSet, folder: Path) -> None:
     """Write questions.safetensors."""

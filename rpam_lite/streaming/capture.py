@@ -7,19 +7,16 @@ is really the other parent's.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, NamedTuple
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from rpam_lite.checkpoint.files import whole_file, write_json
 from rpam_lite.errors import RpamError
-from rpam_lite.recipe import Capture
 from rpam_lite.streaming.activations import (
     PARENTS,
     CalibrationSet,
@@ -32,75 +29,11 @@ from rpam_lite.streaming.activations import (
 from rpam_lite.streaming.ends import Ends
 from rpam_lite.streaming.merged import merged_layer, merged_tensor, one_parent
 from rpam_lite.streaming.next_token import top_k_targets
+from rpam_lite.streaming.skeleton import LayerCall, Skeleton
 from rpam_lite.streaming.top_k import MOST_TOP_K, SAMPLE, TopK, choose_top_k, powers_of_two
-from rpam_lite.streaming.weights import WeightSource
+from rpam_lite.streaming.weights import LayerPairs, WeightSource
 
-
-class Labelled(Protocol):
-    """What the capture needs of a labelled question."""
-
-    @property
-    def label(self) -> str: ...
-    @property
-    def prompt_ids(self) -> tuple[int, ...]: ...
-    @property
-    def response_ids(self) -> tuple[int, ...]: ...
-
-
-def choose_questions(questions: Sequence[Any], per_class: int, seed: int) -> list[Any]:
-    """Up to `per_class` questions of each label, evenly over their levels, drawn with `seed`, in their first order.
-
-    Within a label the levels take turns, each giving a random question of its own, until there are enough or
-    no more; a level that has run out is passed over. So a label holds every level as often as every other, as
-    far as there are such questions, however uneven the question file is.
-    """
-    chosen: list[int] = []
-    for label in PARENTS:
-        draw = random.Random(f"{seed}-{label}")
-        levels: dict[int, list[int]] = {}
-        for i, question in enumerate(questions):
-            if question.label == label:
-                levels.setdefault(question.level, []).append(i)
-        shuffled = [draw.sample(levels[level], len(levels[level])) for level in sorted(levels)]
-        draw.shuffle(shuffled)  # or the last turn, which may not go round, would always favour the easy ones
-        turns = [i for turn in zip_longest(*shuffled) for i in turn if i is not None]
-        chosen += turns[:per_class]
-    return [questions[i] for i in sorted(chosen)]
-
-
-def calibration_set(questions: Sequence[Labelled], settings: Capture) -> CalibrationSet:
-    """Token ids and kept positions of the chosen questions."""
-    answers = [q.response_ids[: settings.answer_tokens] for q in questions]
-    return CalibrationSet(
-        token_ids=[torch.tensor(q.prompt_ids + answer) for q, answer in zip(questions, answers, strict=True)],
-        prompt_lengths=[len(q.prompt_ids) for q in questions],
-        is_long=torch.tensor([q.label == "long" for q in questions]),
-        positions=[
-            kept_positions(len(q.prompt_ids), len(answer), settings)
-            for q, answer in zip(questions, answers, strict=True)
-        ],
-    )
-
-
-def kept_positions(prompt: int, response: int, settings: Capture) -> torch.Tensor:
-    """Positions that the recipe keeps, ascending, int64.
-
-    Raises:
-        RpamError: Nothing is left.
-    """
-    kept = torch.zeros(prompt + response, dtype=torch.bool)
-    if "prompt" in settings.positions:
-        kept[:prompt] = True
-    if "last_prompt_token" in settings.positions:
-        kept[prompt - 1] = True
-    if "response" in settings.positions:
-        length = response if settings.response_tokens is None else settings.response_tokens
-        kept[prompt : prompt + length : settings.response_stride] = True
-    if settings.skip_first_token:
-        kept[0] = False
-    if not kept.any():
-        raise RpamError(f"`capture.positions` {settings.positions!r} keeps no position; add 'prompt' or 'response'.")
-    return kept.nonzero().flatten()
+Streams = dict[str, list[torch.Tensor]]  # by parent, one [questions, length, hidden] a micro-batch, on the host
 
 
 @torch.no_grad()
@@ -139,72 +72,113 @@ def capture(
     """
     skeleton = source.skeleton
     save_questions(questions, folder)
-    ids = [pad_sequence([questions.token_ids[q] for q in batch], batch_first=True) for batch in batches]
-    positions = [pad_sequence([questions.positions[q] for q in batch], batch_first=True) for batch in batches]
-    streams: dict[str, list[torch.Tensor]] = {parent: [] for parent in PARENTS}
-    calls = []
-    for tokens in ids:
-        for parent in PARENTS:
-            pair = ends.embedding(tokens)
-            embedded = merged_tensor(pair, one_parent(parent, skeleton.device)(skeleton.embedding), dtype)
-            first, own_calls = skeleton.calls(embedded)
-            streams[parent].append(first.cpu())
-        calls.append(own_calls)
+    streams, calls = _enter(ends, skeleton, questions, batches, dtype)
     done = _resume(folder, streams, skeleton.layers)
     for _ in range(done):
         on_layer()
     for layer, pairs in source.sweep(range(done, skeleton.layers)):
-        kept: dict[str, list[torch.Tensor]] = {}
-        for parent in PARENTS:
-            tensors = merged_layer(pairs, {t: t for t in pairs}, one_parent(parent, skeleton.device), dtype)
-            kept[parent] = [torch.empty(0)] * len(questions)
-            for b, batch in enumerate(batches):
-                output = skeleton.run_layer(layer, tensors, streams[parent][b].to(skeleton.device), calls[b][layer])
-                check_finite(output, layer, batch)
-                streams[parent][b] = output.cpu()
-                for row, q in enumerate(gather_positions(output, positions[b]).float().cpu()):
-                    kept[parent][batch[row]] = q[: len(questions.positions[batch[row]])]
-        # As they are stored: rounding is no distance, where both parents agree.
-        stored = {parent: [states.bfloat16().float() for states in kept[parent]] for parent in PARENTS}
-        gaps = [(a - b).square().sum() for a, b in zip(stored["long"], stored["short"], strict=True)]
+        long, short = (
+            _through_layer(skeleton, layer, pairs, parent, streams[parent], calls, questions, batches, dtype)
+            for parent in PARENTS
+        )
         _save_streams(folder, streams, layer)
-        save_layer(kept["long"], kept["short"], torch.stack(gaps).mean(), folder, layer)
+        save_layer(long, short, _mean_gap(long, short), folder, layer)
         _streams_file(folder, layer - 1).unlink(missing_ok=True)
         on_layer()
+    final = Final({q: (b, row) for b, batch in enumerate(batches) for row, q in enumerate(batch)}, streams)
     most = min(most_top_k if top_k == "auto" else top_k, ends.vocabulary)
-    kept_k = _measured_top_k(
-        ends, questions, batches, streams, powers_of_two(most) if top_k == "auto" else [most], dtype
-    )
+    kept_k = _measured_top_k(ends, questions, final, powers_of_two(most) if top_k == "auto" else [most], dtype)
     write_json(folder / "top_k.json", {"version": 1, "setting": top_k, **asdict(kept_k)})
-    selected = _targets(ends, questions, batches, streams, kept_k.top_k, dtype)
-    save_targets(selected, _targets(ends, questions, batches, streams, kept_k.top_k, dtype, of_other=True), folder)
+    selected, other = (_targets(ends, questions, final, kept_k.top_k, dtype, of_other) for of_other in (False, True))
+    save_targets(selected, other, folder)
     _streams_file(folder, skeleton.layers - 1).unlink(missing_ok=True)
     return kept_k
+
+
+def _enter(
+    ends: Ends, skeleton: Skeleton, questions: CalibrationSet, batches: Sequence[Sequence[int]], dtype: torch.dtype
+) -> tuple[Streams, list[list[LayerCall]]]:
+    """Both parents' streams below the first layer, and every micro-batch's layer calls."""
+    streams: Streams = {parent: [] for parent in PARENTS}
+    calls = []
+    for batch in batches:
+        pair = ends.embedding(pad_sequence([questions.token_ids[q] for q in batch], batch_first=True))
+        for parent in PARENTS:
+            embedded = merged_tensor(pair, one_parent(parent, skeleton.device)(skeleton.embedding), dtype)
+            first, own_calls = skeleton.calls(embedded)
+            streams[parent].append(first.cpu())
+        calls.append(own_calls)
+    return streams, calls
+
+
+def _through_layer(
+    skeleton: Skeleton,
+    layer: int,
+    pairs: LayerPairs,
+    parent: str,
+    stream: list[torch.Tensor],
+    calls: list[list[LayerCall]],
+    questions: CalibrationSet,
+    batches: Sequence[Sequence[int]],
+    dtype: torch.dtype,
+) -> list[torch.Tensor]:
+    """Take one parent's stream through a layer; give its states at the kept positions, one [kept, hidden] a question.
+
+    A function of its own, so that one parent's tensors are gone before the other's are made.
+    """
+    tensors = merged_layer(pairs, {t: t for t in pairs}, one_parent(parent, skeleton.device), dtype)
+    kept = [torch.empty(0)] * len(questions)
+    for b, batch in enumerate(batches):
+        output = skeleton.run_layer(layer, tensors, stream[b].to(skeleton.device), calls[b][layer])
+        check_finite(output, layer, batch)
+        stream[b] = output.cpu()
+        positions = pad_sequence([questions.positions[q] for q in batch], batch_first=True)
+        for q, states in zip(batch, gather_positions(output, positions).float().cpu(), strict=True):
+            kept[q] = states[: len(questions.positions[q])]
+    return kept
+
+
+def _mean_gap(long: list[torch.Tensor], short: list[torch.Tensor]) -> torch.Tensor:
+    """Mean squared distance of the states as they are stored: rounding is no distance, where both parents agree."""
+    gaps = [(a.bfloat16().float() - b.bfloat16().float()).square().sum() for a, b in zip(long, short, strict=True)]
+    return torch.stack(gaps).mean()
+
+
+class Final(NamedTuple):
+    """Both parents' streams above the last layer, by question.
+
+    Attributes:
+        places: Micro-batch and row of every question.
+        streams: By parent, one [questions, length, hidden] a micro-batch.
+    """
+
+    places: dict[int, tuple[int, int]]
+    streams: Streams
+
+    def at(self, parent: str, question: int, positions: torch.Tensor) -> torch.Tensor:
+        """One parent's states at positions of a question [positions, hidden]."""
+        batch, row = self.places[question]
+        return self.streams[parent][batch][row, positions]
 
 
 def _measured_top_k(
     ends: Ends,
     questions: CalibrationSet,
-    batches: Sequence[Sequence[int]],
-    streams: dict[str, list[torch.Tensor]],
+    final: Final,
     candidates: list[int],
     dtype: torch.dtype,
 ) -> TopK:
     """Choose k on target positions spread evenly over all questions."""
-    place = {q: (b, row) for b, batch in enumerate(batches) for row, q in enumerate(batch)}
-    positions = [(q, at) for q in range(len(questions)) for at in questions.target_positions(q).tolist()]
+    positions = [(q, at) for q in range(len(questions)) for at in questions.target_positions(q)]
     sample = positions[:: -(-len(positions) // SAMPLE)]
-    states = {
-        parent: torch.stack([streams[parent][place[q][0]][place[q][1], at] for q, at in sample]) for parent in PARENTS
-    }
+    states = {parent: torch.stack([final.at(parent, q, at) for q, at in sample]) for parent in PARENTS}
     return choose_top_k(ends, states, questions.is_long[[q for q, _ in sample]], candidates, dtype)
 
 
 def _targets(
     ends: Ends,
     questions: CalibrationSet,
-    batches: Sequence[Sequence[int]],
-    streams: dict[str, list[torch.Tensor]],
+    final: Final,
     top_k: int,
     dtype: torch.dtype,
     of_other: bool = False,
@@ -216,13 +190,11 @@ def _targets(
     found: dict[int, Targets] = {}
     for parent in PARENTS:
         own = [q for q in range(len(questions)) if bool(questions.is_long[q]) == ((parent == "long") != of_other)]
-        place = {q: (b, row) for b, batch in enumerate(batches) for row, q in enumerate(batch)}
-        read = {q: questions.target_positions(q)[: 1 if of_other else None] for q in own}
-        final = [streams[parent][place[q][0]][place[q][1], read[q]] for q in own]
-        targets = top_k_targets(ends, final, one_parent(parent, ends.device), top_k, dtype)
+        read = [questions.target_positions(q)[: 1 if of_other else None] for q in own]
+        states = [final.at(parent, q, at) for q, at in zip(own, read, strict=True)]
+        targets = top_k_targets(ends, states, one_parent(parent, ends.device), top_k, dtype)
         found |= dict(zip(own, targets, strict=True))
-    in_order = [found[q] for q in range(len(questions))]
-    return Targets(*(torch.cat([getattr(t, f) for t in in_order]) for f in ("ids", "logprobs", "tail")))
+    return Targets.joined([found[q] for q in range(len(questions))])
 
 
 def _streams_file(folder: Path, layer: int) -> Path:
@@ -230,12 +202,12 @@ def _streams_file(folder: Path, layer: int) -> Path:
     return folder / f"streams-{layer:03}.pt"
 
 
-def _save_streams(folder: Path, streams: dict[str, list[torch.Tensor]], layer: int) -> None:
+def _save_streams(folder: Path, streams: Streams, layer: int) -> None:
     with whole_file(_streams_file(folder, layer)) as part:
         torch.save(streams, part)
 
 
-def _resume(folder: Path, streams: dict[str, list[torch.Tensor]], layers: int) -> int:
+def _resume(folder: Path, streams: Streams, layers: int) -> int:
     """Load the streams of the last layer that an interrupted capture finished; give the number of layers done."""
     for layer in range(layers - 1, -1, -1):
         if _streams_file(folder, layer).exists() and layer_file(folder, layer).exists():

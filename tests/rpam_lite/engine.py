@@ -14,7 +14,8 @@ from rpam_lite.fit.setup import grouping_of, open_stores
 from rpam_lite.patterns.label import LabelledQuestion
 from rpam_lite.recipe import Capture, Fit
 from rpam_lite.streaming.activations import CalibrationSet, load_questions
-from rpam_lite.streaming.capture import calibration_set, capture
+from rpam_lite.streaming.calibration import calibration_set
+from rpam_lite.streaming.capture import capture
 from rpam_lite.streaming.ends import Ends
 from rpam_lite.streaming.skeleton import Skeleton
 from rpam_lite.streaming.weights import WeightSource

@@ -13,7 +13,8 @@ from rpam_lite.fit.batches import micro_batches
 from rpam_lite.patterns.label import LabelledQuestion
 from rpam_lite.recipe import Capture
 from rpam_lite.streaming.activations import PARENTS, load_layer, load_questions, load_targets
-from rpam_lite.streaming.capture import calibration_set, capture, choose_questions, kept_positions
+from rpam_lite.streaming.calibration import calibration_set, choose_questions, kept_positions
+from rpam_lite.streaming.capture import capture
 from tests.rpam_lite.engine import MICRO_TOKENS, QUESTIONS, capture_pair, engine
 from tests.rpam_lite.models import layer_outputs
 

@@ -18,7 +18,7 @@ from rpam_lite.errors import RpamError
 from rpam_lite.patterns.label import LabelledQuestion, label_questions, labelled
 from rpam_lite.patterns.rule import RuleName, Score, rule_of
 from rpam_lite.patterns.samples import Sampler
-from rpam_lite.streaming.capture import choose_questions
+from rpam_lite.streaming.calibration import choose_questions
 
 
 @pytest.mark.parametrize(

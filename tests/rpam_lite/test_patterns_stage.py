@@ -14,8 +14,8 @@ import yaml
 from quant.engines import Completion, Request
 from quant.engines.llama_cpp import LlamaCppEngine
 from rpam_lite.errors import RpamError
-from rpam_lite.fit.__main__ import Quiet
 from rpam_lite.pipeline.labelling import sample_file
+from rpam_lite.pipeline.opening import Silent
 from rpam_lite.pipeline.stage import Run
 from rpam_lite.pipeline.stages import run_label
 from rpam_lite.pipeline.traces import pattern_rows
@@ -38,7 +38,7 @@ def run_of(pair: Path, **label: Any) -> Run:
     (pair / "c.jsonl").write_text(QUESTIONS, encoding="utf-8")
     (pair / "e.jsonl").write_text('{"question": "What is 9 - 9?", "answer": "0"}\n', encoding="utf-8")
     (pair / "mine.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    return Run(load_recipe(pair / "mine.yaml"), pair / "runs" / "mine", Quiet(), lambda text: None)
+    return Run(load_recipe(pair / "mine.yaml"), pair / "runs" / "mine", Silent(), lambda text: None)
 
 
 def patterns(run: Run) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ import json
 import shutil
 import struct
 from collections.abc import Callable
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -68,21 +69,21 @@ def test_a_killed_merge_goes_on_at_the_next_chunk(
 ) -> None:
     write(pair, tmp_path / "whole", chunk_values=SMALL, shard_bytes=40_000)
     written: list[int] = []
-    real = stream._write
+    real = stream.write_bytes
 
-    def until(descriptor: int, rows: torch.Tensor, offset: int) -> None:
+    def until(file: FileIO, offset: int, rows: torch.Tensor) -> None:
         if len(written) == stop_at:
-            real(descriptor, rows[: len(rows) // 2], offset)  # killed in the middle of a chunk
+            real(file, offset, rows[: len(rows) // 2])  # killed in the middle of a chunk
             raise KeyboardInterrupt
         written.append(offset)
-        real(descriptor, rows, offset)
+        real(file, offset, rows)
 
-    monkeypatch.setattr(stream, "_write", until)
+    monkeypatch.setattr(stream, "write_bytes", until)
     with pytest.raises(KeyboardInterrupt):
         write(pair, tmp_path / "cut", chunk_values=SMALL, shard_bytes=40_000)
     assert not (tmp_path / "cut").exists()
     again: list[int] = []
-    monkeypatch.setattr(stream, "_write", lambda d, rows, offset: (again.append(offset), real(d, rows, offset)))
+    monkeypatch.setattr(stream, "write_bytes", lambda d, offset, rows: (again.append(offset), real(d, offset, rows)))
     write(pair, tmp_path / "cut", chunk_values=SMALL, shard_bytes=40_000)
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
     assert len(again) + len(written) == chunks_of(pair)
@@ -99,7 +100,7 @@ def test_what_was_begun_from_something_else_is_not_gone_on_with(
     pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(pair, tmp_path / "whole", weight=0.6)
-    monkeypatch.setattr(stream, "_write", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(stream, "write_bytes", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         write(pair, tmp_path / "cut", weight=0.3)
     monkeypatch.undo()
@@ -111,14 +112,14 @@ def test_after_a_crash_of_the_machine_it_starts_anew(
     pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the journal counts may not have reached the disk then."""
-    real = stream._write
-    monkeypatch.setattr(stream, "_write", lambda *args: None)  # nothing reaches the disk
+    real = stream.write_bytes
+    monkeypatch.setattr(stream, "write_bytes", lambda *args: None)  # nothing reaches the disk
     monkeypatch.setattr(stream.os, "fsync", lambda d: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         write(pair, tmp_path / "cut")
     monkeypatch.undo()
     monkeypatch.setattr(stream, "boot_id", lambda: "another")
-    monkeypatch.setattr(stream, "_write", real)
+    monkeypatch.setattr(stream, "write_bytes", real)
     write(pair, tmp_path / "cut")
     write(pair, tmp_path / "whole")
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")

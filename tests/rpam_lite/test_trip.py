@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from quant.records import read_records
-from rpam_lite.fit.__main__ import Quiet
+from rpam_lite.pipeline.opening import Silent
 from rpam_lite.pipeline.stage import Run
 from rpam_lite.pipeline.trip import verify_again
 from rpam_lite.recipe import load_recipe
@@ -229,7 +229,7 @@ def test_another_method_needs_no_fit_and_records_itself(trip: Path, tmp_path: Pa
     assert "base_model lacks long and short" in card
     assert "| method | ties with density 0.3 |" in card
     before = (run / "merge/tiny/model.safetensors").read_bytes()
-    verify_again(Run(load_recipe(tmp_path / "copy" / "tiny.yaml"), run, Quiet(), print))
+    verify_again(Run(load_recipe(tmp_path / "copy" / "tiny.yaml"), run, Silent(), print))
     assert (run / "merge/tiny/model.safetensors").read_bytes() == before
 
 
