@@ -8,7 +8,6 @@ place in such an adapter; what they would have changed counts as lost.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +15,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from rpam_lite.checkpoint.files import whole_folder, write_json
+from rpam_lite.checkpoint.files import ADAPTER_CONFIG, ADAPTER_PREFIX, ADAPTER_WEIGHTS, whole_folder, write_json
 from rpam_lite.checkpoint.write import copy_tokenizer
 from rpam_lite.errors import RpamError
 
 ENERGY = "energy.json"  # also the mark of an adapter that may be replaced
-_PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True)
@@ -78,12 +76,12 @@ def write_lora(
         in_layer = ".layers." in name and name.endswith(".weight")
         if in_layer and delta.ndim == 2:
             up, down, values = _best(delta, rank)
-            tensors[f"{_PREFIX}{module}.lora_B.weight"] = up
-            tensors[f"{_PREFIX}{module}.lora_A.weight"] = down
+            tensors[f"{ADAPTER_PREFIX}{module}.lora_B.weight"] = up
+            tensors[f"{ADAPTER_PREFIX}{module}.lora_A.weight"] = down
             targets.add(module.split(".")[-1])
             kept.append(Kept(name, energy, min(energy, float(values.double().square().sum()))))
         elif delta.ndim == 1 and name.endswith("norm.weight"):
-            tensors[f"{_PREFIX}{name}"] = tensor_of(name)
+            tensors[f"{ADAPTER_PREFIX}{name}"] = tensor_of(name)
             norms.add(module.split(".")[-1])
             kept.append(Kept(name, energy, energy))
         else:
@@ -99,7 +97,7 @@ def write_lora(
             "will do."
         )
     with whole_folder(folder) as part:
-        save_file({n: t.contiguous() for n, t in tensors.items()}, part / "adapter_model.safetensors", {"format": "pt"})
+        save_file({n: t.contiguous() for n, t in tensors.items()}, part / ADAPTER_WEIGHTS, {"format": "pt"})
         copy_tokenizer(tokenizer, part)
         _write_config(part, base, rank, sorted(targets), sorted(norms))
         told = {k.name: {"energy": k.energy, "kept": k.share} for k in kept}
@@ -132,4 +130,4 @@ def _write_config(folder: Path, base: str, rank: int, targets: list[str], norms:
         "target_modules": targets,
         "modules_to_save": norms,
     }
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / ADAPTER_CONFIG, config)

@@ -5,7 +5,10 @@ What a single stage writes and reads again is named there.
 
 from __future__ import annotations
 
-from rpam_lite.recipe import Recipe
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rpam_lite.recipe import Recipe
 
 # In the folder of every stage.
 MANIFEST = "manifest.json"

@@ -10,14 +10,18 @@ from typing import Any
 
 import gguf
 import torch
-from safetensors.torch import load_file
 
 from export.gguf.architecture import architecture_of, gguf_names, rotary_heads
 from export.gguf.write import leave_rotary_layout
-from rpam_lite.checkpoint.files import read_json, whole_file
+from rpam_lite.checkpoint.files import (
+    ADAPTER_CONFIG,
+    ADAPTER_PREFIX,
+    ADAPTER_WEIGHTS,
+    load_tensors,
+    read_json,
+    whole_file,
+)
 from rpam_lite.errors import RpamError
-
-_PREFIX = "base_model.model."
 
 
 def write_adapter_gguf(folder: Path, config: dict[str, Any], base: Path, path: Path) -> int:
@@ -35,11 +39,11 @@ def write_adapter_gguf(folder: Path, config: dict[str, Any], base: Path, path: P
     Raises:
         RpamError: Unknown architecture, or a tensor that has no place in it.
     """
-    settings = read_json(folder / "adapter_config.json", "the adapter's config")
-    tensors = load_file(folder / "adapter_model.safetensors")
+    settings = read_json(folder / ADAPTER_CONFIG, "the adapter's config")
+    tensors = load_tensors(folder / ADAPTER_WEIGHTS, "write the adapter again")
     architecture = architecture_of(config, base)
-    down = {n.removeprefix(_PREFIX).replace(".lora_A.", "."): t for n, t in tensors.items() if ".lora_A." in n}
-    up = {n.removeprefix(_PREFIX).replace(".lora_B.", "."): t for n, t in tensors.items() if ".lora_B." in n}
+    down = {n.removeprefix(ADAPTER_PREFIX).replace(".lora_A.", "."): t for n, t in tensors.items() if ".lora_A." in n}
+    up = {n.removeprefix(ADAPTER_PREFIX).replace(".lora_B.", "."): t for n, t in tensors.items() if ".lora_B." in n}
     if not down or down.keys() != up.keys():
         raise RpamError(f"{folder}: holds no LoRA pairs, or one without its other half; write the adapter again.")
     name_of = gguf_names(sorted(down), config, base)

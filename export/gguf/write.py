@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,7 @@ from export.gguf.architecture import (
     rotary_heads,
 )
 from export.gguf.tokenizer import add_tokenizer
+from rpam_lite.checkpoint.aligned import EMBEDDING, HEAD
 from rpam_lite.checkpoint.files import whole_file
 from rpam_lite.checkpoint.ranges import byte_view
 from rpam_lite.checkpoint.source import TensorSource
@@ -36,8 +38,6 @@ _FILE_TYPES = {
 }
 _TORCH = {Kind.F32: torch.float32, Kind.F16: torch.float16, Kind.BF16: torch.bfloat16}
 _CHUNK_VALUES = 4 << 20
-EMBEDDING = "model.embed_tokens.weight"
-HEAD = "lm_head.weight"
 ROPE_FACTORS = "rope_freqs.weight"
 
 
@@ -154,7 +154,7 @@ def entries(source: TensorSource, config: dict[str, Any], folder: Path, file_typ
         shape = source.shape(n)
         heads = rotary_heads(architecture, n, config)
         kind = _kind(n, shape, file_type)
-        found.append(Entry(name_of[n], n, shape, kind, lambda n=n, h=heads: _rows(source, n, h)))  # type: ignore[misc]
+        found.append(Entry(name_of[n], n, shape, kind, partial(_rows, source, n, heads)))
     return found
 
 

@@ -16,14 +16,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from rpam_lite.checkpoint.files import ADAPTER_CONFIG as CONFIG
-from rpam_lite.checkpoint.files import read_json
+from rpam_lite.checkpoint.files import ADAPTER_CONFIG, ADAPTER_PREFIX, ADAPTER_WEIGHTS, read_json
 from rpam_lite.checkpoint.source import CheckpointSource
 from rpam_lite.errors import RpamError
 
-WEIGHTS = "adapter_model.safetensors"
 _BLOCK = 256
-_PREFIX = "base_model.model."
 _LORA = re.compile(r"^(.+)\.lora_([AB])\.weight$")
 
 
@@ -42,12 +39,12 @@ class AdapterSource:
 
     def __init__(self, base: CheckpointSource, folder: Path) -> None:
         self.base = base
-        self.adapter_config = read_json(folder / CONFIG, "the adapter's config")
+        self.adapter_config = read_json(folder / ADAPTER_CONFIG, "the adapter's config")
         self._refuse_other_kinds(folder)
-        file = folder / WEIGHTS
+        file = folder / ADAPTER_WEIGHTS
         try:
             with safe_open(str(file), framework="pt") as handle:
-                tensors = {name.removeprefix(_PREFIX): handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+                tensors = {name.removeprefix(ADAPTER_PREFIX): handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise RpamError(f"{file}: can't be read ({error}); copy or download the adapter again.") from None
         self._lora: dict[str, dict[str, torch.Tensor]] = {}
@@ -134,10 +131,10 @@ class AdapterSource:
         config = self.adapter_config
         kind = config.get("peft_type")
         if kind != "LORA":
-            raise RpamError(f"{folder / CONFIG}: `peft_type` is {kind!r}; only LORA adapters can be merged.")
+            raise RpamError(f"{folder / ADAPTER_CONFIG}: `peft_type` is {kind!r}; only LORA adapters can be merged.")
         for setting in ("use_dora", "fan_in_fan_out", "trainable_token_indices", "layer_replication", "lora_bias"):
             if config.get(setting):
                 raise RpamError(
-                    f"{folder / CONFIG}: `{setting}` is {config[setting]!r}, which is not supported; "
+                    f"{folder / ADAPTER_CONFIG}: `{setting}` is {config[setting]!r}, which is not supported; "
                     "merge the adapter into its base with peft first (merge_and_unload)."
                 )

@@ -16,7 +16,9 @@ from rpam_lite.platform import flush, replace
 if TYPE_CHECKING:
     import torch
 
-ADAPTER_CONFIG = "adapter_config.json"
+# A PEFT adapter's files, and what its tensors' names begin with.
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_PREFIX = "base_model.model."
 # What every run folder holds beside its stages.
 RUN_RECIPE, RUN_LOG = "recipe.yaml", "rpam.log"
 

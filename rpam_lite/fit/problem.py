@@ -55,7 +55,7 @@ class Problem:
 
     def names(self, layer: int) -> dict[str, str]:
         """Checkpoint names of a layer's tensors."""
-        return {t: self.skeleton.checkpoint_name(layer, t) for t in self.skeleton.layer_tensors(layer)}
+        return self.skeleton.checkpoint_names(layer)
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,7 @@ def fit_release(
                     layer, parents[stream.selected], stream.positive, stream.calls[layer]
                 )
             check_finite(stream.positive, layer, stream.questions)
-        names = {t: skeleton.checkpoint_name(layer, t) for t in pairs}
+        names = skeleton.checkpoint_names(layer)
         if elements_file(folder, layer).exists():
             lambdas, log = load_elements(folder, layer)
         else:

@@ -90,11 +90,11 @@ class Models:
 
     def layer_names(self, layer: int) -> list[str]:
         """Checkpoint names of a decoder layer's tensors."""
-        return [self.skeleton.checkpoint_name(layer, t) for t in self.skeleton.layer_tensors(layer)]
+        return list(self.skeleton.checkpoint_names(layer).values())
 
     def outside_names(self) -> list[str]:
         """Checkpoint names of the tensors that belong to no decoder layer."""
-        return list(dict.fromkeys([self.skeleton.embedding, self.skeleton.head, *self.skeleton.tail]))
+        return self.skeleton.outside
 
     def questions_of(self, label: str, most: int) -> list[int]:
         """At most `most` calibration questions with this label, the first ones.

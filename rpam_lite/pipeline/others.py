@@ -56,13 +56,10 @@ def write_mergekit(run: Run, file: Path) -> None:
             "take the merged checkpoint as it is."
         )
     skeleton = Skeleton(donor.folder)
-    layers = [
-        [skeleton.checkpoint_name(i, tensor) for tensor in skeleton.layer_tensors(i)] for i in range(skeleton.layers)
-    ]
-    outside = dict.fromkeys([skeleton.embedding, *skeleton.tail, skeleton.head])
+    layers = [list(skeleton.checkpoint_names(i).values()) for i in range(skeleton.layers)]
     parents = recipe.parents
     config = mergekit_config(
-        parents.long, parents.short, recipe.merge.donor, layers, list(outside), fitted.of, recipe.merge.dtype
+        parents.long, parents.short, recipe.merge.donor, layers, skeleton.outside, fitted.of, recipe.merge.dtype
     )
     write_text(file, yaml.safe_dump(config, sort_keys=False))
     run.say(f"for mergekit: mergekit-yaml {file} OUTPUT")

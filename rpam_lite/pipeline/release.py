@@ -52,13 +52,12 @@ def fit_as_released(run: Run) -> tuple[Coefficients, dict[str, Any]]:
     with advice(planned):
         layers = fit_release(skeleton, source, ends, prompts, is_long, settings, way.dtype, folder, step)
     shutil.rmtree(scratch, ignore_errors=True)
-    outside = [skeleton.embedding, skeleton.head, *skeleton.tail]
-    sums = {group_of(name, "element"): [1 - settings.start, 1] for name in outside}
+    sums = {group_of(name, "element"): [1 - settings.start, 1] for name in skeleton.outside}
     for layer in range(skeleton.layers):
         for name, weights in load_elements(folder, layer)[0].items():
             own = sums.setdefault(group_of(name, "element"), [0.0, 0])
             own[0], own[1] = own[0] + float(weights.sum()), own[1] + weights.numel()
-    run.say(f"{sum(count for _, count in sums.values()) - len(set(outside))} coefficients")
+    run.say(f"{sum(count for _, count in sums.values()) - len(skeleton.outside)} coefficients")
     values = {group: total / count for group, (total, count) in sums.items()}
     steps = [
         {

@@ -163,14 +163,14 @@ class Setting(NamedTuple):
     @property
     def name(self) -> str:
         """In words: `price 100`, `budget 60 %`, `within 2 points`."""
-        if self.kind == "points":
-            return f"within {self.value:g} point{'' if self.value == 1 else 's'}"
-        return f"price {self.value:g}" if self.kind == "price" else f"budget {100 * self.value:g} %"
+        return f"{'within' if self.kind == 'points' else self.kind} {self.label}"
 
     @property
     def label(self) -> str:
         """As a picture has it: `100`, `60 %`, `2 points`."""
-        return self.name.partition(" ")[2]
+        if self.kind == "points":
+            return f"{self.value:g} point{'' if self.value == 1 else 's'}"
+        return f"{self.value:g}" if self.kind == "price" else f"{100 * self.value:g} %"
 
     @property
     def stem(self) -> str:

@@ -51,8 +51,7 @@ class Streamed:
 
     def layer(self, layer: int, pairs: LayerPairs) -> dict[str, torch.Tensor]:
         """The layer's tensors by their names within it."""
-        names = {t: self.skeleton.checkpoint_name(layer, t) for t in pairs}
-        return merged_layer(pairs, names, self.lambda_of, self.dtype)
+        return merged_layer(pairs, self.skeleton.checkpoint_names(layer), self.lambda_of, self.dtype)
 
     def enter(self, ids: torch.Tensor) -> tuple[torch.Tensor, list[LayerCall]]:
         """The first layer's input for right-padded token ids, and every layer's other arguments."""

@@ -103,6 +103,15 @@ class Skeleton:
         """Name in the checkpoint of a layer's tensor."""
         return f"{self.layer_prefix}.{layer}.{tensor}"
 
+    def checkpoint_names(self, layer: int) -> dict[str, str]:
+        """Names in the checkpoint of all of one layer's tensors, by their names within the layer."""
+        return {tensor: self.checkpoint_name(layer, tensor) for tensor in self.layer_tensors(layer)}
+
+    @property
+    def outside(self) -> list[str]:
+        """Names of the tensors that belong to no decoder layer: embedding, head (once, if they are one), the rest."""
+        return list(self._outside)
+
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Shapes of all tensors, by their names in the checkpoint."""
         layers = {self.checkpoint_name(i, n): s for i in range(self.layers) for n, s in self.layer_tensors(i).items()}

@@ -17,6 +17,7 @@ from rpam_lite.fit import coefficients
 from rpam_lite.pipeline import others
 from rpam_lite.preflight.tokens import check_template
 from rpam_lite.recipe import OURS
+from rpam_lite.run_files import COEFFICIENTS
 
 HERE = Path("here")
 R1 = (
@@ -82,12 +83,13 @@ def test_a_mergekit_recipe_says_what_it_cannot_carry(
             parents=SimpleNamespace(long=pair / "long", short=pair / "short"),
             merge=SimpleNamespace(method=OURS, donor="long", dtype="float16"),
         ),
-        of=lambda stage: tmp_path,
+        folder=tmp_path,
         pair=lambda: opened._replace(donor=with_neutral_template(opened.donor, copies)),
         say=said.append,
     )
     monkeypatch.setattr(others, "_require_fit", lambda run: None)
-    coefficients.save(coefficients.scalar(0.5), tmp_path / "coefficients.json")
+    (tmp_path / "fit").mkdir()
+    coefficients.save(coefficients.scalar(0.5), tmp_path / COEFFICIENTS)
     others.write_mergekit(run, tmp_path / "merge.yaml")  # type: ignore[arg-type]
     assert [str(copies) in line for line in said] == ([False, True] if template == R1 else [False])
 
