@@ -43,6 +43,16 @@ class Planned:
     plan: Plan
 
 
+def prepare_torch(recipe: Recipe) -> None:
+    """Set torch up for a stage that computes: the recipe's threads, and the same bits every time.
+
+    Raises:
+        RpamError: This machine has no such accelerator.
+    """
+    torch.set_num_threads(recipe.threads)
+    compute_reproducibly(device_of(recipe.memory))
+
+
 def plan_recipe(recipe: Recipe, questions: CalibrationSet, folder: Path, captured: Path | None = None) -> Planned:
     """Choose how to work on this pair and calibration set.
 
@@ -68,7 +78,6 @@ def plan_work(recipe: Recipe, work: WorkSize, folder: Path) -> Planned:
     parents = recipe.parents
     long, short, donor = open_pair(parents.long, parents.short, parents.base, recipe.merge.donor)
     device = device_of(recipe.memory)
-    compute_reproducibly(device)
     skeleton = Skeleton(donor.folder, device)
     stored = max(source.dtype(name).itemsize for source in (long, short) for name in source.names())
     model = model_size(skeleton, stored)

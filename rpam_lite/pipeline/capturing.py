@@ -27,10 +27,9 @@ def refuse_capture(run: Run) -> None:
 
 def run_capture(run: Run) -> None:
     """Keep both parents' hidden states and the selected parents' next-token distributions."""
-    import torch
 
     from rpam_lite.fit.batches import micro_batches
-    from rpam_lite.fit.setup import as_begun, largest_top_k, open_weights, plan_recipe
+    from rpam_lite.fit.setup import as_begun, largest_top_k, open_weights, plan_recipe, prepare_torch
     from rpam_lite.pipeline.memory import advice
     from rpam_lite.streaming.activations import PARENTS
     from rpam_lite.streaming.capture import capture
@@ -39,7 +38,7 @@ def run_capture(run: Run) -> None:
     from rpam_lite.streaming.survey import survey
 
     recipe, settings, folder = run.recipe, run.recipe.capture, run.of("capture")
-    torch.set_num_threads(recipe.threads)
+    prepare_torch(recipe)
     traces = calibration_traces(run)
     chosen, questions = traces.chosen, traces.questions
     per_label = {name: sum(q.label == name for q in chosen) for name in PARENTS}

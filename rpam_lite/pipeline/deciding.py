@@ -141,13 +141,13 @@ def states_of(run: Run, fitted: Coefficients) -> DecisionStates:
 
     from rpam_lite.device import release_memory
     from rpam_lite.fit.decision_states import decision_states
-    from rpam_lite.fit.setup import open_weights, plan_recipe
+    from rpam_lite.fit.setup import open_weights, plan_recipe, prepare_torch
     from rpam_lite.patterns.opening import opening_token
     from rpam_lite.streaming.activations import load_questions
     from rpam_lite.streaming.machine import device_of
     from rpam_lite.streaming.passes import Streamed
 
-    torch.set_num_threads(run.recipe.threads)
+    prepare_torch(run.recipe)
     rows = seen_rows(run)
     token, answers = opening_token(rows), load_questions(run.of("capture"))
     prompts = [torch.tensor(row["prompt_ids"]) for row in rows]

@@ -84,15 +84,14 @@ def fit_share(run: Run, rank: int, world: int, reduce: Reducer) -> dict[float | 
         By price (None without prices, and where a row decides) the coefficients and the contents of fit.json, the
         same in every process.
     """
-    import torch
 
-    from rpam_lite.fit.setup import as_begun, open_problem, plan_recipe, with_batches
+    from rpam_lite.fit.setup import as_begun, open_problem, plan_recipe, prepare_torch, with_batches
     from rpam_lite.streaming.activations import load_questions
     from rpam_lite.streaming.machine import peak_memory
     from rpam_lite.streaming.plan import describe
 
     recipe, settings, folder = run.recipe, run.recipe.fit, run.of("fit")
-    torch.set_num_threads(recipe.threads)
+    prepare_torch(recipe)
     questions = load_questions(run.of("capture"))
     planned = plan_recipe(recipe, questions, run.folder, run.of("capture"))
     scratch = folder / (SCRATCH if world == 1 else f"{SCRATCH}-{rank}")

@@ -23,13 +23,12 @@ _LOW_BITS, _SMALL = 3.6, 7e9
 
 def run_imatrix(run: Run) -> None:
     """Mean squared inputs of the merge's matrices on the calibration traces, one pass over its weights."""
-    import torch
 
     from export.gguf.architecture import gguf_names
     from quant.imatrix import Inputs, write_imatrix
     from rpam_lite.checkpoint.source import CheckpointSource
     from rpam_lite.fit.batches import micro_batches
-    from rpam_lite.fit.setup import plan_work, work_size
+    from rpam_lite.fit.setup import plan_work, prepare_torch, work_size
     from rpam_lite.streaming.ends import Ends
     from rpam_lite.streaming.inputs import squared_inputs
     from rpam_lite.streaming.merged import one_parent
@@ -38,7 +37,7 @@ def run_imatrix(run: Run) -> None:
     from rpam_lite.streaming.work import assumed_top_k
 
     recipe = run.recipe
-    torch.set_num_threads(recipe.threads)
+    prepare_torch(recipe)
     questions = calibration_traces(run).questions
     planned = plan_work(recipe, work_size(questions, assumed_top_k(recipe)), run.folder)
     merged, skeleton, way = CheckpointSource(merged_folder(run)), planned.skeleton, planned.plan.way

@@ -19,20 +19,19 @@ def fit_as_released(run: Run) -> tuple[Coefficients, dict[str, Any]]:
     Returns:
         The coefficients, whose values for decoder layers stand in files beside, and the contents of fit.json.
     """
-    import torch
 
     from rpam_lite.fit.coefficients import Coefficients
     from rpam_lite.fit.elements import load_elements
     from rpam_lite.fit.groups import group_of
     from rpam_lite.fit.release import fit_release, padded_prompts
-    from rpam_lite.fit.setup import plan_recipe
+    from rpam_lite.fit.setup import plan_recipe, prepare_torch
     from rpam_lite.streaming.activations import load_questions
     from rpam_lite.streaming.ends import Ends
     from rpam_lite.streaming.plan import describe
     from rpam_lite.streaming.weights import WeightSource
 
     recipe, settings, folder = run.recipe, run.recipe.fit.release, run.of("fit")
-    torch.set_num_threads(recipe.threads)
+    prepare_torch(recipe)
     questions = load_questions(run.of("capture"))
     planned = plan_recipe(recipe, questions, run.folder, run.of("capture"))
     way, skeleton = planned.plan.way, planned.skeleton

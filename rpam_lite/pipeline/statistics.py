@@ -44,15 +44,15 @@ def is_captured(recipe: Recipe) -> bool:
 
 def run_statistics(run: Run) -> None:
     """Measure, and keep the result."""
-    import torch
     from safetensors.torch import save_file
 
     from rpam_lite.checkpoint.files import whole_file
+    from rpam_lite.fit.setup import prepare_torch
     from rpam_lite.merge.methods import method_of
     from rpam_lite.streaming.activations import load_questions
 
     recipe, folder = run.recipe, run.of("statistics")
-    torch.set_num_threads(recipe.threads)
+    prepare_torch(recipe)
     method, options = method_of(recipe.merge.method, recipe.merge.options)
     assert method.measure is not None
     questions = load_questions(run.of("capture")) if is_captured(recipe) else None
