@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from quant.engines import Engine
+from rpam_lite.checkpoint.files import is_run_folder
 from rpam_lite.errors import RpamError
 
 Bits = Literal[4, 8, 16, 32]
@@ -54,6 +55,11 @@ def load(
         folder = None if tokenizer is None else Path(tokenizer)
         return HttpEngine(text, served_model, folder, parallel=parallel, timeout=timeout)
     path = Path(model)
+    if is_run_folder(path):
+        files = sorted(str(file) for file in path.glob("*/*.gguf"))
+        raise RpamError(
+            f"{path}: is a run's folder, not a model; name one of its files: {', '.join(files) or 'none yet'}."
+        )
     if path.is_dir():
         from quant.engines.transformers import TransformersEngine
 

@@ -44,6 +44,7 @@ _CODE_OF_MODULE = {
     "rpam_lite.pipeline": "E13",
     "rpam_lite.pipeline.checking": "E03",
     "rpam_lite.pipeline.parents": "E03",
+    "rpam_lite.pipeline.questions": "E05",
     "rpam_lite.pipeline.planning": "E02",
     "rpam_lite.pipeline.chatting": "E02",
     "rpam_lite.pipeline.labelling": "E11",

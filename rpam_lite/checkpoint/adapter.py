@@ -9,6 +9,7 @@ an adapter and its base, is formed tensor by tensor.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,23 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from rpam_lite.checkpoint.aligned import EMBEDDING, HEAD
 from rpam_lite.checkpoint.files import ADAPTER_CONFIG, ADAPTER_PREFIX, ADAPTER_WEIGHTS, read_json
 from rpam_lite.checkpoint.source import CheckpointSource
 from rpam_lite.errors import RpamError
 
 _BLOCK = 256
+_UNSUPPORTED = (
+    "use_dora",
+    "fan_in_fan_out",
+    "trainable_token_indices",
+    "layer_replication",
+    "lora_bias",
+    "alora_invocation_tokens",
+)
+# Ways to begin the training that take a part out of the base's weights: what is saved does not fit the base.
+_CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+_MERGE_FIRST = "merge the adapter into its base with peft first (merge_and_unload)"
 _LORA = re.compile(r"^(.+)\.lora_([AB])\.weight$")
 
 
@@ -55,6 +68,7 @@ class AdapterSource:
                 self._lora.setdefault(f"{match[1]}.weight", {})[match[2]] = tensor
             else:
                 self._replaced[name] = tensor
+        self._refuse_what_has_no_place(tensors, file)
         for name, shape in [(n, self._product_shape(n, file)) for n in self._lora] + [
             (n, tuple(t.shape)) for n, t in self._replaced.items()
         ]:
@@ -132,9 +146,30 @@ class AdapterSource:
         kind = config.get("peft_type")
         if kind != "LORA":
             raise RpamError(f"{folder / ADAPTER_CONFIG}: `peft_type` is {kind!r}; only LORA adapters can be merged.")
-        for setting in ("use_dora", "fan_in_fan_out", "trainable_token_indices", "layer_replication", "lora_bias"):
+        for setting in _UNSUPPORTED:
             if config.get(setting):
                 raise RpamError(
                     f"{folder / ADAPTER_CONFIG}: `{setting}` is {config[setting]!r}, which is not supported; "
-                    "merge the adapter into its base with peft first (merge_and_unload)."
+                    f"{_MERGE_FIRST}."
                 )
+        start = str(config.get("init_lora_weights", "")).lower()
+        if start.startswith(_CHANGES_THE_BASE):
+            raise RpamError(
+                f"{folder / ADAPTER_CONFIG}: `init_lora_weights` is {start!r}, which takes a part out of the base "
+                "before it trains; save it as plain LoRA (with path_initial_model_for_weight_conversion), or "
+                f"{_MERGE_FIRST}."
+            )
+
+    def _refuse_what_has_no_place(self, tensors: Iterable[str], file: Path) -> None:
+        """Name what else than LoRA of linear layers and replaced tensors the adapter holds."""
+        tied = bool(self.base.config.get("tie_word_embeddings"))
+        for name in tensors:
+            if "lora_embedding_" in name or name.endswith(".base_layer.weight"):
+                what = "part of LoRA of an embedding"
+            elif name.endswith(".base_layer.bias"):
+                what = "trained biases (`bias`)"
+            elif tied and name in (EMBEDDING, HEAD):
+                what = "one side of an embedding and a head that the base ties together"
+            else:
+                continue
+            raise RpamError(f"{file}: {name} is {what}, which is not supported; {_MERGE_FIRST}.")

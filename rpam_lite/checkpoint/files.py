@@ -34,6 +34,10 @@ def whole_file(path: Path) -> Iterator[Path]:
         yield part
         flush(part)
         replace(part, path)
+    except OSError as error:
+        if error.filename is None:  # what failed was a write
+            error.filename = str(path)
+        raise
     finally:
         part.unlink(missing_ok=True)
 
@@ -88,7 +92,7 @@ def adapter_base(path: Path, base: Path | None) -> Path | None:
     if not is_adapter(path):
         return None
     named = read_json(path / ADAPTER_CONFIG, "the adapter's config").get("base_model_name_or_path")
-    return base or Path(str(named))
+    return base or Path(str(named or "an unnamed model"))
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:

@@ -78,7 +78,8 @@ class CheckpointSource:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         if not folder.is_dir():
-            raise RpamError(f"{folder}: no such checkpoint folder; check the path under `parents` in the recipe.")
+            what = "is a file; name the folder that it lies in" if folder.is_file() else "no such checkpoint folder"
+            raise RpamError(f"{folder}: {what}; check the path under `parents` in the recipe.")
         self.config: dict[str, Any] = read_json(folder / "config.json", "the checkpoint's config")
         self._extent_of: dict[str, Extent] = {}
         named = self._read_index()

@@ -6,7 +6,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -17,6 +17,18 @@ from rpam_lite.checkpoint.files import RUN_LOG
 from rpam_lite.error_codes import code_of
 from rpam_lite.errors import RpamError
 from rpam_lite.terminal import Interrupted, Unexpected
+
+
+class _Handler(logging.FileHandler):
+    """Goes on without the log where it can't be written: a full disk is told by what failed on it."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        """Say nothing."""
+
+    def close(self) -> None:
+        """Close the file, whole or not."""
+        with suppress(OSError):
+            super().close()
 
 
 @contextmanager
@@ -30,7 +42,7 @@ def logged(folder: Path) -> Iterator[Callable[[str], None]]:
         Unexpected: In place of an error that nobody foresaw, which is logged with its traceback.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(folder / RUN_LOG, encoding="utf-8")
+    handler = _Handler(folder / RUN_LOG, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S%z"))
     ours, root, warn = logging.getLogger("rpam"), logging.getLogger(), warnings.showwarning
     level = ours.level

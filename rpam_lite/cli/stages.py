@@ -150,7 +150,9 @@ def quantize_command(
     runs: RunsOption = Path("runs"),
     fit: Annotated[str | None, typer.Option(help="memory that weights, cache and buffers must fit, as 4GiB")] = None,
     budget_kld: Annotated[float | None, typer.Option(min=0, help="largest KL divergence, in nats a token")] = None,
-    context: Annotated[int, typer.Option(min=1, help="with --fit: tokens of the context")] = 8192,
+    context: Annotated[
+        int | None, typer.Option(min=1, help="with --fit: tokens of the context; `ollama.num_ctx` without it")
+    ] = None,
     cache_type: Annotated[str, typer.Option(help="with --fit: type of the cache, F16, Q8_0 or Q4_0")] = "F16",
 ) -> None:
     """Quantize the GGUF file to the recipe's types; or choose the type for a memory, or for a loss.

@@ -92,6 +92,11 @@ def labelled(rows: Iterable[dict[str, Any]]) -> list[LabelledQuestion]:
         RpamError: None has one, or only one of the two labels occurs.
     """
     result = [select(row, row["label"]) for row in rows if row["label"] is not None]
+    if not result:
+        raise RpamError(
+            "patterns.jsonl: no question has a label, since neither parent was right often enough; take easier "
+            "questions under `label.questions`, or look at the answers in the label stage's folder."
+        )
     for pattern in ("long", "short"):
         if not any(q.label == pattern for q in result):
             raise RpamError(

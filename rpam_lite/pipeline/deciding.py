@@ -27,10 +27,12 @@ def check_decidable(run: Run) -> None:
     Raises:
         RpamError: No token tells Long's answers from Short's, or every member is a budget below Short's own tokens.
     """
+    from rpam_lite.patterns.label import labelled
     from rpam_lite.patterns.opening import opening_token
     from rpam_lite.patterns.price import with_estimates
 
     rows = seen_rows(run)
+    labelled(rows)
     opening_token(rows)
     settings, least = run.recipe.family.settings, _least_budget(with_estimates(rows))
     if all(_is_too_small(setting, least) for setting in settings):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rpam_lite.checkpoint.files import is_adapter, read_json, write_text
+from rpam_lite.checkpoint.files import adapter_base, is_adapter, read_json, write_text
 from rpam_lite.checkpoint.hub import is_hub_id, local_or_hub
 from rpam_lite.checkpoint.think import THINK_OPEN
 from rpam_lite.checkpoint.vocabulary import chat_template, opens_think_block
@@ -178,8 +178,12 @@ def _placed(given: str, folder: Path) -> str:
 
 def _noticed(recipe: Recipe, configs: dict[str, dict[str, Any] | None]) -> Iterator[str]:
     for name, config in configs.items():
-        if config is None:
-            yield f"{getattr(recipe.parents, name)}: is not read yet; `rpam check` fetches its small files and headers."
+        path = getattr(recipe.parents, name)
+        if path.is_dir() and is_adapter(path):
+            over = recipe.parents.base or adapter_base(path, None)
+            yield f"{path}: is an adapter over {over}; if that is no folder here, name one as `base` under `parents`."
+        elif config is None:
+            yield f"{path}: is not read yet; `rpam check` fetches its small files and headers."
     templates = {n: chat_template(getattr(recipe.parents, n)) or "" for n, c in configs.items() if c is not None}
     if len(templates) == 2 and THINK_OPEN in templates["short"] and THINK_OPEN not in templates["long"]:
         yield (

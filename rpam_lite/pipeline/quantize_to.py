@@ -12,7 +12,7 @@ from rich.table import Table
 
 from rpam_lite.checkpoint.files import write_text
 from rpam_lite.pipeline.artefacts import exported_gguf
-from rpam_lite.pipeline.ollama import modelfile_of
+from rpam_lite.pipeline.ollama import modelfile_of, usable_context
 from rpam_lite.pipeline.ollama import settings as ollama_settings
 from rpam_lite.pipeline.quantizing import settings
 from rpam_lite.pipeline.stage import Run
@@ -28,14 +28,14 @@ FOLDER = "fitted"
 _TRACES = 24
 
 
-def quantize_to(run: Run, fit: str | None, budget_kld: float | None, context: int, cache_type: str) -> None:
+def quantize_to(run: Run, fit: str | None, budget_kld: float | None, context: int | None, cache_type: str) -> None:
     """Choose a type, write the file with its Modelfile, and print the table of all types.
 
     Args:
         run: The run.
         fit: Memory that weights, cache and compute buffer must fit, as "4GiB"; or None.
         budget_kld: Without `fit`: the largest KL divergence to the unquantized file, nats a token.
-        context: Tokens of the context.
+        context: Tokens of the context; None: what Ollama is told, at most the model's own.
         cache_type: Type of the cache's keys and values.
 
     Raises:
@@ -48,6 +48,7 @@ def quantize_to(run: Run, fit: str | None, budget_kld: float | None, context: in
     from quant.memory import context_memory
 
     _require_stages(run)
+    context = context or usable_context(run)
     limit = None if fit is None else parse_size(fit, "--fit") / 2**20
     source, chosen = exported_gguf(run), settings(run)
     told = sizes(source, general_types(chosen.imatrix is not None), chosen)

@@ -45,6 +45,12 @@ def run_label(run: Run) -> None:
     rows = label_questions(questions, prompts, found, rule, settings.samples, settings.max_tokens)
     counts = Counter(row["label"] for row in rows)
     run.say(f"{counts['long']} questions labelled long, {counts['short']} short, {counts[None]} dropped")
+    if not any(row["correct_long"] or row["correct_short"] for row in rows):
+        run.say(
+            "WARNING: neither parent answered any question right, so that there is nothing to learn from. "
+            f"Look at their answers in {run.of('label') / 'samples'}: cut off at `label.max_tokens` "
+            f"({settings.max_tokens}), in another form than `label.grader` {settings.grader!r} reads, or too hard?"
+        )
     write_text(run.folder / PATTERNS, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from quant.records import RECORD_VERSION
 from quant.tasks.grader import GRADER_VERSION
+from rpam_lite.error_codes import code_of
 from rpam_lite.errors import RpamError
 from rpam_lite.patterns.label import PATTERN_VERSION
 from rpam_lite.pipeline import capturing, checking, depends, fitting, merging, quantizing, reporting, stages, statistics
@@ -18,6 +19,7 @@ from rpam_lite.pipeline.manifest import Reason, execute, is_done, needed_by, rem
 from rpam_lite.pipeline.names import STAGE_HELP
 from rpam_lite.pipeline.stage import Run, Stage, parent_folders
 from rpam_lite.recipe import with_dial
+from rpam_lite.run_files import MANIFEST
 
 _MEASURED = {"method", "options", "donor"}
 
@@ -259,14 +261,20 @@ def fit_family(run: Run, members: Mapping[str, str | None], wish: Mapping[str, f
 
 
 def verify_again(run: Run) -> None:
-    """Verify a merge that an earlier run wrote.
+    """Verify a merge that an earlier run wrote; one that is wrong counts as not done from then on.
 
     Raises:
         RpamError: There is none, or it is not what it must be.
     """
     if not is_done(STAGES["merge"], STAGES, run):
         raise RpamError(f"{run.of('merge')}: holds no finished merge of this recipe as it is now; `rpam run` first.")
-    merging.verify_merge(run)
+    try:
+        merging.verify_merge(run)
+    except RpamError as error:
+        if code_of(error) != "E14":
+            raise
+        (run.of("merge") / MANIFEST).unlink()
+        raise RpamError(f"{error} `rpam run` writes it anew: it counts as not done now.", code="E14") from None
 
 
 def _say_reused(names: list[str], run: Run) -> None:

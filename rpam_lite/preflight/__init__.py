@@ -40,6 +40,9 @@ def check(recipe: Recipe, run_folder: Path) -> list[Finding]:
             opened := attempt(findings, "checkpoint", partial(open_parent, folder, parents.base))
         ):
             sources[name] = opened
+    if parents.long.resolve() == parents.short.resolve():
+        message = f"{parents.long}: is named as both parents, between which there is nothing to merge."
+        findings.append(Finding("ERROR", "pair", message, "needs two models", "parents.short"))
     for name, source in sources.items():
         findings += quantized_leftover(source.config, source.folder)
         config = attempt(findings, "config", partial(load_config, source.folder))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
@@ -91,7 +93,9 @@ def find_recipe(path: Path) -> Path:
             return candidate
     if path.is_dir():
         raise RpamError(f"{path}: is a folder without {RUN_RECIPE} and {RUN_LOG}, so no run folder; name a recipe.")
-    raise RpamError(f"{path}: no such recipe file; `rpam recipes ls` lists those that ship with rpam_lite.")
+    raise RpamError(
+        f"{path}: no such recipe file or run folder; `rpam recipes ls` lists the recipes that ship with rpam_lite."
+    )
 
 
 def _all_mistakes(error: ValidationError) -> str:
@@ -99,7 +103,7 @@ def _all_mistakes(error: ValidationError) -> str:
     for item in error.errors():
         place = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
-            mistakes.append(f"unknown key `{place}`")
+            mistakes.append(f"unknown key `{place}`{_meant(item['loc'])}")
         elif item["type"] == "missing":
             mistakes.append(f"`{place}` is missing")
         elif item["type"] == "value_error" and isinstance(item["input"], dict):  # a whole section, or the recipe
@@ -107,6 +111,16 @@ def _all_mistakes(error: ValidationError) -> str:
         else:
             mistakes.append(f"`{place}` is {item['input']!r}: {item['msg']}")
     return "; ".join(mistakes) + "."
+
+
+def _meant(place: tuple[int | str, ...]) -> str:
+    """The known key that is nearest to an unknown one, as a question."""
+    section: Any = Recipe
+    for part in place[:-1]:
+        section = section.model_fields[part].annotation if hasattr(section, "model_fields") else None
+    known = list(section.model_fields) if hasattr(section, "model_fields") else []
+    near = get_close_matches(str(place[-1]), known, 1)
+    return f" (did you mean `{near[0]}`?)" if near else ""
 
 
 def _with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:

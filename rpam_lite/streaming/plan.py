@@ -12,6 +12,7 @@ from math import prod
 
 import torch
 
+from rpam_lite.checkpoint.files import size_text
 from rpam_lite.errors import RpamError
 from rpam_lite.recipe.fitting import CodecName
 from rpam_lite.streaming.codec import bits
@@ -216,10 +217,10 @@ class BudgetError(RpamError):
         needs: What the smallest one needs, without a full stop.
     """
 
-    def __init__(self, needs: str) -> None:
+    def __init__(self, needs: str, on_disk: bool) -> None:
+        more = "free space on the run folder's disk (or raise `memory.disk`, if set)" if on_disk else "raise `memory`"
         super().__init__(
-            f"The memory budget is too small: {needs}. "
-            "Raise `memory` in the recipe, or lower `capture.questions_per_class`."
+            f"The memory budget is too small: {needs}. To go on, {more}, or lower `capture.questions_per_class`."
         )
         self.needs = needs
 
@@ -244,11 +245,12 @@ def choose(model: ModelSize, work: WorkSize, budget: Budget, codec: CodecName | 
             return plan
     smallest = min(plans, key=lambda plan: sum(_excess(plan, budget).values()))
     needs = ", ".join(
-        f"{place} {_gib(smallest.total(place))} (given: {_gib(_given(budget, place))})"
+        f"{place} {size_text(smallest.total(place))} (given: {size_text(_given(budget, place))})"
         for place, excess in _excess(smallest, budget).items()
         if excess > 0
     )
-    raise BudgetError(f"the smallest way of working ({describe(smallest.way)}) needs {needs}")
+    on_disk = bool(_excess(smallest, budget)["disk"])
+    raise BudgetError(f"the smallest way of working ({describe(smallest.way)}) needs {needs}", on_disk)
 
 
 def next_smaller(plan: Plan, model: ModelSize, work: WorkSize, budget: Budget, place: str) -> Plan | None:
@@ -292,7 +294,3 @@ def _given(budget: Budget, place: str) -> int:
 
 def _excess(plan: Plan, budget: Budget) -> dict[str, int]:
     return {place: max(0, plan.total(place) - _given(budget, place)) for place in ("device", "host", "disk")}
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.1f} GiB"

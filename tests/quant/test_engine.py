@@ -18,6 +18,7 @@ from quant.asking import answer_questions
 from quant.engines import Request, Sampling
 from quant.engines.llama_cpp import LlamaCppEngine
 from quant.gguf import Settings, quantization_types, quantize
+from quant.models import load
 from quant.records import Record, read_records, think_block
 from quant.summary import summarize, summarize_by_level
 from quant.tasks.questions import Question
@@ -254,3 +255,12 @@ def test_an_interrupt_while_llama_cpp_logs_is_kept(model: Path, monkeypatch: pyt
     monkeypatch.undo()
     with LlamaCppEngine(model) as engine:
         assert engine.chat_prompt("1 + 1?")
+
+
+def test_a_runs_folder_is_no_model(tmp_path: Path) -> None:
+    for name in ("recipe.yaml", "rpam.log"):
+        (tmp_path / name).touch()
+    (tmp_path / "quantize").mkdir()
+    (tmp_path / "quantize/mine-q4_k_m.gguf").touch()
+    with pytest.raises(RpamError, match=r"is a run's folder, not a model; .*mine-q4_k_m\.gguf"):
+        load(tmp_path)

@@ -82,7 +82,7 @@ def test_wrong_arguments_and_recipes(tmp_path: Path, pair: Path) -> None:
     assert wrong.returncode == 2
     assert "unexpected" not in wrong.stdout + wrong.stderr
     file = recipe(tmp_path, pair, fitt={"steps": 3})
-    refused(rpam("run", file, cwd=tmp_path), "mine.yaml: unknown key `fitt`.")
+    refused(rpam("run", file, cwd=tmp_path), "mine.yaml: unknown key `fitt` (did you mean `fit`?).")
     assert not (tmp_path / "runs").exists()
 
 

@@ -217,3 +217,8 @@ def test_a_turn_that_does_not_go_round_favours_no_level() -> None:
     first = Counter(choose_questions(questions, 1, seed)[0].level for seed in range(200))
     assert set(first) == {1, 2, 3, 4}
     assert min(first.values()) > 25
+
+
+def test_where_no_question_has_a_label_the_advice_is_another() -> None:
+    with pytest.raises(RpamError, match="no question has a label, since neither parent was right often enough"):
+        labelled([{"label": None}])

@@ -48,6 +48,12 @@ def test_a_good_pair_has_only_information(pair: Path) -> None:
     assert {f.code for f in findings} == {"fp16-range", "disk", "memory"}
 
 
+def test_one_folder_for_both_parents_is_refused(pair: Path) -> None:
+    shutil.rmtree(pair / "short")
+    (pair / "short").symlink_to(pair / "long")
+    assert "pair" in codes(check_pair(pair))
+
+
 @pytest.mark.parametrize(
     ("field", "value", "code"),
     [

@@ -126,6 +126,14 @@ def test_init_asks_for_what_is_missing(here: Path) -> None:
     assert "--long is missing" in refusal("init", "other.yaml")
 
 
+def test_init_tells_of_an_adapter_what_it_is_over(here: Path) -> None:
+    (here / "lora").mkdir()
+    (here / "lora/adapter_config.json").write_text('{"base_model_name_or_path": "acme/base"}', encoding="utf-8")
+    options = ("--short", "pair/short", "--questions", "train.jsonl", "--held-out", "test.jsonl")
+    result = rpam("init", "mine.yaml", "--long", "lora", *options)
+    assert "is an adapter over acme/base; if that is no folder here, name one as `base`" in result.output
+
+
 def test_init_refuses_what_can_not_be_a_pair(here: Path) -> None:
     config = here / "pair/short/config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"hidden_size": 32}), encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import re
 import subprocess
@@ -17,7 +18,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from rpam_lite import terminal
-from rpam_lite.checkpoint.files import RUN_LOG
+from rpam_lite.checkpoint.files import RUN_LOG, whole_file
 from rpam_lite.cli.log import logged
 from rpam_lite.errors import RpamError
 from rpam_lite.terminal import Bars, Lines, Unexpected, duration_text, fail_in_one_sentence, progress_bars, rate_text
@@ -180,3 +181,17 @@ def test_an_interrupt_while_a_class_is_made_ends_with_130_too(tmp_path: Path) ->
     )
     ended = subprocess.run([sys.executable, "-m", "interrupted"], cwd=tmp_path, capture_output=True, text=True)
     assert (ended.returncode, ended.stderr) == (130, "rpam: interrupted; run the same command again to go on.\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full device here")
+def test_where_the_log_cannot_be_written_the_work_goes_on(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "rpam.log").symlink_to("/dev/full")
+    with logged(tmp_path) as log:
+        log("a line")
+    assert capfd.readouterr().err == ""
+
+
+def test_a_write_that_fails_names_its_file(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left") as caught, whole_file(tmp_path / "big"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.filename == str(tmp_path / "big")

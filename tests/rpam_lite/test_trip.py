@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from quant.records import read_records
+from rpam_lite.errors import RpamError
 from rpam_lite.pipeline.opening import Silent
 from rpam_lite.pipeline.stage import Run
 from rpam_lite.pipeline.trip import verify_again
@@ -231,6 +232,12 @@ def test_another_method_needs_no_fit_and_records_itself(trip: Path, tmp_path: Pa
     before = (run / "merge/tiny/model.safetensors").read_bytes()
     verify_again(Run(load_recipe(tmp_path / "copy" / "tiny.yaml"), run, Silent(), print))
     assert (run / "merge/tiny/model.safetensors").read_bytes() == before
+    damaged = bytearray(before)
+    damaged[len(before) // 2] ^= 0x40
+    (run / "merge/tiny/model.safetensors").write_bytes(damaged)
+    with pytest.raises(RpamError, match="`rpam run` writes it anew: it counts as not done now"):
+        verify_again(Run(load_recipe(tmp_path / "copy" / "tiny.yaml"), run, Silent(), print))
+    assert "not done" in rpam(tmp_path / "copy", "status", "tiny.yaml")
 
 
 def test_a_method_that_measures_first(trip: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -198,6 +199,31 @@ def test_dora_is_refused_by_name(adapted: Path, tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "use_dora": true}')
     with pytest.raises(RpamError, match="`use_dora` is True, which is not supported"):
         open_parent(tmp_path, adapted / "base")
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"init_lora_weights": "pissa"}, "`init_lora_weights` is 'pissa', which takes a part out of the base"),
+        ({"init_lora_weights": "olora"}, "`init_lora_weights` is 'olora', which takes a part out of the base"),
+        (
+            {"alora_invocation_tokens": [5, 6], "task_type": "CAUSAL_LM"},
+            "`alora_invocation_tokens` is .* not supported",
+        ),
+        ({"modules_to_save": ["embed_tokens"]}, "embed_tokens.weight is one side of an embedding and a head"),
+        ({"target_modules": ["embed_tokens"]}, "is part of LoRA of an embedding"),
+        ({"bias": "all"}, r"q_proj\.base_layer\.bias is trained biases"),
+    ],
+)
+def test_adapters_that_are_no_plain_lora_are_refused_by_name(
+    tmp_path: Path, settings: dict[str, Any], says: str
+) -> None:
+    base = random_model(config_of("qwen2", tie_word_embeddings=True), 1)
+    base.save_pretrained(tmp_path / "base")
+    model = get_peft_model(base, LoraConfig(**{"r": 4, "target_modules": ["q_proj"], **settings}))
+    model.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(RpamError, match=says):
+        open_parent(tmp_path / "adapter", tmp_path / "base")
 
 
 def test_a_file_that_ends_too_early_is_named(tmp_path: Path) -> None:
