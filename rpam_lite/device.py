@@ -104,6 +104,8 @@ def take_card(name: str, where: str, rank: int, processes: int) -> bool:
     """
     if choose_device(name, where).type != "cuda":
         return False
+    if ":" in name and processes > 1:
+        raise RpamError(f"{where} {name!r}: is one card, and {processes} processes run here; write 'cuda', or run one.")
     cards = torch.cuda.device_count()
     torch.cuda.set_device(rank % cards)
     return cards >= processes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -112,11 +113,22 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     return value
 
 
+_UNITS = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
+
+
 def size_text(size: int) -> str:
     """Bytes in the largest binary unit that leaves one figure before the point."""
-    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+    for unit, factor in _UNITS:
         if size >= factor:
             return f"{size / factor:.1f} {unit}"
+    return f"{size} B"
+
+
+def size_at_least(size: int) -> str:
+    """Bytes as `size_text`, rounded up: a memory of what it says is enough."""
+    for unit, factor in _UNITS:
+        if size >= factor:
+            return f"{-(-10 * size // factor) / 10:.1f} {unit}"
     return f"{size} B"
 
 
@@ -158,6 +170,24 @@ def all_rows(path: Path, mend: str) -> list[dict[str, Any]]:
 def read_rows(path: Path) -> dict[str, dict[str, Any]]:
     """Whole rows by their `key`; of two with one key the later."""
     return {row["key"]: row for row in whole_rows(path) if "key" in row}
+
+
+def save_state(value: Any, path: Path) -> None:
+    """Write what `torch.load` reads, so that `path` is whole or absent.
+
+    Raises:
+        OSError: The disk does not take it.
+    """
+    import torch
+
+    with whole_file(path) as part:
+        try:
+            torch.save(value, part)
+        except RuntimeError as error:
+            if "inline_container" not in str(error):
+                raise
+            # So torch's own writer tells of a disk that is full.
+            raise OSError(errno.EIO, "it can't be written whole", str(path)) from None
 
 
 def load_tensors(path: Path, mend: str) -> dict[str, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,6 +36,11 @@ def open_parent(path: Path, base: Path | None = None) -> ParentSource:
             f"{path}: is a LoRA adapter over {str(folder)!r}; put that checkpoint's folder under `parents.base`."
         )
     return AdapterSource(CheckpointSource(folder), path)
+
+
+def stored_bytes(parents: Iterable[ParentSource]) -> int:
+    """Bytes that the widest parameter of these checkpoints takes."""
+    return max(parent.dtype(name).itemsize for parent in parents for name in parent.names())
 
 
 def open_pair(long: Path, short: Path, base: Path | None, donor: str) -> Pair:

@@ -6,7 +6,7 @@ import re
 from typing import Literal
 
 Granularity = Literal["scalar", "layer", "block", "matrix", "row", "low_rank", "element"]
-DECODER_LAYER = re.compile(r"^model\.layers\.(\d+)\.(.+)\.(weight|bias)$")
+DECODER_LAYER = re.compile(r"^(?:\w+\.)+layers\.(\d+)\.(.+?)(?:\.(weight|bias))?$")
 
 
 def group_of(tensor: str, granularity: Granularity) -> str:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from rpam_lite.checkpoint.files import whole_file
+from rpam_lite.checkpoint.files import save_state
 from rpam_lite.errors import RpamError
 from rpam_lite.fit import objective
 from rpam_lite.fit.gradient import joint_gradient
@@ -103,8 +103,7 @@ def _adam(
         curve.append(seen)
         if state_file is not None:
             state = {"values": values.detach(), "best": best, "optimizer": optimizer.state_dict(), "curve": curve}
-            with whole_file(state_file) as part:
-                torch.save(state, part)
+            save_state(state, state_file)
         on_step(f"loss {seen['loss']:.4f}")
     return Fitted(best, curve, "converged" if _converged(curve, settings.tolerance) else "steps")
 
@@ -141,8 +140,7 @@ def _lbfgs(
             curve.append(seen)
             gradients.append(gradient)
             if state_file is not None:
-                with whole_file(state_file) as part:
-                    torch.save({"curve": curve, "gradients": gradients}, part)
+                save_state({"curve": curve, "gradients": gradients}, state_file)
         on_step(f"loss {curve[step]['loss']:.4f}")
         return curve[step]["loss"], gradients[step].cpu().double().numpy()
 
@@ -203,6 +201,12 @@ def _converged(curve: list[dict[str, float]], tolerance: float) -> bool:
     return before - min(losses[-PATIENCE:]) < tolerance * abs(before)
 
 
+def _gradient_at(problem: Problem, values: torch.Tensor, stores: Stores, reduce: Reducer) -> torch.Tensor:
+    """The gradient of the whole loss, with the penalty on lambda itself."""
+    _, gradient = joint_gradient(problem, values, stores, reduce)
+    return gradient + _regularizer(values, problem.grouping, problem.settings)[1]
+
+
 def hessian_eigenvalues(problem: Problem, values: torch.Tensor, stores: Stores, reduce: Reducer) -> list[float]:
     """Eigenvalues of the loss's Hessian at `values`, ascending, by differences of the exact gradient.
 
@@ -214,7 +218,7 @@ def hessian_eigenvalues(problem: Problem, values: torch.Tensor, stores: Stores, 
     for i in range(len(values)):
         shift = torch.zeros_like(values)
         shift[i] = step
-        above, below = (joint_gradient(problem, values + sign * shift, stores, reduce)[1] for sign in (1, -1))
+        above, below = (_gradient_at(problem, values + sign * shift, stores, reduce) for sign in (1, -1))
         rows.append((above - below) / (2 * step))
     hessian = torch.stack(rows).cpu().double()
     return [float(v) for v in torch.linalg.eigvalsh((hessian + hessian.T) / 2)]

@@ -18,7 +18,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rpam_lite.checkpoint.arithmetic import broadcast
-from rpam_lite.checkpoint.files import whole_file
+from rpam_lite.checkpoint.files import save_state
 from rpam_lite.fit.batches import LayerTargets, MicroBatch
 from rpam_lite.fit.objective import inverse
 from rpam_lite.fit.problem import Problem, Reducer
@@ -88,8 +88,7 @@ def fit_sequentially(
             stream.put(0, b, output)
         if state_file is not None:
             states = [stream.get(0, b).cpu() for b in range(len(problem.batches))]
-            with whole_file(state_file) as part:
-                torch.save({"values": values, "report": report, "stream": states}, part)
+            save_state({"values": values, "report": report, "stream": states}, state_file)
         on_layer(f"error {report[-1]['before']:.3f} -> {report[-1]['after']:.3f}")
     stream.drop(0)
     return values, report

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from rpam_lite.checkpoint.files import read_json, write_json
-from rpam_lite.checkpoint.pair import open_pair
+from rpam_lite.checkpoint.pair import open_pair, stored_bytes
 from rpam_lite.checkpoint.source import ParentSource
 from rpam_lite.device import compute_reproducibly
 from rpam_lite.fit.batches import load_batches
@@ -19,6 +19,7 @@ from rpam_lite.fit.low_rank import FieldForm
 from rpam_lite.fit.problem import Problem, Stores
 from rpam_lite.platform import resident_memory
 from rpam_lite.recipe import Fit, Recipe
+from rpam_lite.recipe.fitting import CodecName
 from rpam_lite.streaming.activations import CalibrationSet, stored_top_k
 from rpam_lite.streaming.ends import Ends
 from rpam_lite.streaming.machine import budget_of, device_of
@@ -32,7 +33,7 @@ from rpam_lite.streaming.work import ASSUMED_TOP_K, assumed_top_k
 
 @dataclass(frozen=True)
 class Planned:
-    """A pair, a calibration set and the plan for them; nothing is loaded yet."""
+    """A pair, a calibration set and the plan for them; nothing is loaded yet. `codec` is the recipe's own."""
 
     long: ParentSource
     short: ParentSource
@@ -41,6 +42,7 @@ class Planned:
     work: WorkSize
     budget: Budget
     plan: Plan
+    codec: CodecName | None = None
 
 
 def prepare_torch(recipe: Recipe) -> None:
@@ -79,12 +81,12 @@ def plan_work(recipe: Recipe, work: WorkSize, folder: Path) -> Planned:
     long, short, donor = open_pair(parents.long, parents.short, parents.base, recipe.merge.donor)
     device = device_of(recipe.memory)
     skeleton = Skeleton(donor.folder, device)
-    stored = max(source.dtype(name).itemsize for source in (long, short) for name in source.names())
-    model = model_size(skeleton, stored)
+    model = model_size(skeleton, stored_bytes([long, short]))
     work = with_coefficients(work, skeleton, recipe.fit)
     budget = budget_of(recipe.memory, device, folder)
-    plan = choose(model, work, budget, recipe.memory.fixed_codec, resident_memory())
-    return Planned(long, short, skeleton, model, work, budget, plan)
+    codec = recipe.memory.fixed_codec
+    plan = choose(model, work, budget, codec, resident_memory())
+    return Planned(long, short, skeleton, model, work, budget, plan, codec)
 
 
 def with_coefficients(work: WorkSize, skeleton: Skeleton, fit: Fit) -> WorkSize:
@@ -128,6 +130,14 @@ def largest_top_k(planned: Planned) -> int:
             break
         top_k *= 2
     return top_k
+
+
+def most_top_k_as_begun(planned: Planned, scratch: Path) -> int:
+    """`largest_top_k`, as it was when an interrupted capture began: memory that is free now would give another."""
+    file = scratch / "most_top_k.json"
+    if not file.exists():
+        write_json(file, {"most_top_k": largest_top_k(planned)})
+    return int(read_json(file, "the interrupted capture's bound on k")["most_top_k"])
 
 
 def work_size(questions: CalibrationSet, top_k: int) -> WorkSize:

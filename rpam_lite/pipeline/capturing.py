@@ -29,7 +29,7 @@ def run_capture(run: Run) -> None:
     """Keep both parents' hidden states and the selected parents' next-token distributions."""
 
     from rpam_lite.fit.batches import micro_batches
-    from rpam_lite.fit.setup import as_begun, largest_top_k, open_weights, plan_recipe, prepare_torch
+    from rpam_lite.fit.setup import as_begun, most_top_k_as_begun, open_weights, plan_recipe, prepare_torch
     from rpam_lite.pipeline.memory import advice
     from rpam_lite.streaming.activations import PARENTS
     from rpam_lite.streaming.capture import capture
@@ -60,7 +60,7 @@ def run_capture(run: Run) -> None:
             folder,
             planned.plan.way.dtype,
             partial(step, ""),
-            largest_top_k(planned),
+            most_top_k_as_begun(planned, scratch),
         )
     _say_top_k(run, kept)
     rows = survey(source)

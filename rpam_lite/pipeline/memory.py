@@ -33,7 +33,7 @@ def advice(planned: Planned) -> Iterator[None]:
     """Turn a lack of memory into an error that says what would need less."""
     import torch
 
-    from rpam_lite.checkpoint.files import size_text
+    from rpam_lite.checkpoint.files import size_at_least, size_text
     from rpam_lite.streaming.plan import describe, next_smaller
 
     try:
@@ -42,15 +42,16 @@ def advice(planned: Planned) -> Iterator[None]:
         on_cpu = planned.skeleton.device.type == "cpu"
         if (place := _lacking(error, on_cpu)) is None:
             raise
-        smaller = next_smaller(planned.plan, planned.model, planned.work, planned.budget, place)
-        advice = (
-            "no way of working needs less; lower `capture.questions_per_class`"
-            if smaller is None
-            else f"set `memory.{place}` to {size_text(smaller.total(place))}, which makes it {describe(smaller.way)}"
-        )
+        smaller = next_smaller(planned.plan, planned.model, planned.work, planned.budget, place, planned.codec)
+        if smaller is None:
+            fixed = f" but `memory.codec: auto`, where it is {planned.codec!r} now" if planned.codec else ""
+            then = f"no way of working needs less{fixed}; lower `capture.questions_per_class`"
+        else:
+            enough = size_at_least(smaller.total(place))
+            then = f"set `memory.{place}` to {enough}, which makes it {describe(smaller.way)}"
         raise RpamError(
             f"Out of {place} memory with {describe(planned.plan.way)} "
-            f"(planned: {size_text(planned.plan.total(place))}); {advice}. "
+            f"(planned: {size_text(planned.plan.total(place))}); {then}. "
             "What is done stays for a run with the same `memory`; another one starts this stage anew.",
             code="E07",
         ) from None

@@ -11,6 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from rpam_lite.checkpoint.files import size_text
+from rpam_lite.checkpoint.pair import open_parent, stored_bytes
 from rpam_lite.errors import RpamError
 from rpam_lite.fit.setup import with_coefficients
 from rpam_lite.pipeline.parents import on_hub, with_headers
@@ -23,6 +24,7 @@ from rpam_lite.streaming.skeleton import Skeleton, load_config
 from rpam_lite.streaming.work import estimated_work, traces_of
 
 CARDS = (8, 12, 16, 24)
+_STORED = 2  # bytes a parameter
 # What a card's own display, driver and torch's context take away from it.
 _USABLE = 0.9
 # Of a gradient: forward, forward again when its layer is due, and back to inputs and to weights.
@@ -121,9 +123,9 @@ def plan_cards(
         RpamError: Neither recipe nor shape; or the parents can't be read, and their shape is not known.
     """
     if shape is not None:
-        config, title = config_of_shape(shape), shape
+        config, title, stored = config_of_shape(shape), shape, _STORED
     elif recipe is not None:
-        config, title = _config_of(recipe)
+        config, title, stored = _config_of(recipe)
     else:
         raise RpamError("`rpam plan` needs a recipe, or --shape with the name of a well-known model.")
     memory = recipe.memory if recipe else None
@@ -132,7 +134,7 @@ def plan_cards(
     tokens = tokens or (2 * cut if cut else 256)
     skeleton = Skeleton(config)
     work = with_coefficients(estimated_work(recipe, questions, tokens), skeleton, recipe.fit if recipe else Fit())
-    model = model_size(skeleton)
+    model = model_size(skeleton, stored)
     codec = memory.fixed_codec if memory else None
     host_bytes = host or (memory.host if memory else None) or resident_memory() + free_memory()
     disk = (memory.disk if memory else None) or UNLIMITED
@@ -163,17 +165,27 @@ def _about(seconds: float) -> str:
     return f"{seconds / size:.0f} {unit}"
 
 
-def _config_of(recipe: Recipe) -> tuple[Any, str]:
-    """The pair's config and what tells where it is from: the parents, or the shape that is known of a hub id."""
+def _config_of(recipe: Recipe) -> tuple[Any, str, int]:
+    """The pair's config, where it is from (the parents, or the shape known of a hub id), and bytes a parameter."""
     try:
         with TemporaryDirectory() as place:
-            folder = _config_folder(with_headers(recipe, Path(place)))
-            return load_config(folder), str(folder).removeprefix(f"{place}{os.sep}")
+            named = with_headers(recipe, Path(place))
+            folder = _config_folder(named)
+            return load_config(folder), str(folder).removeprefix(f"{place}{os.sep}"), _stored(named)
     except RpamError:
         hub_id = on_hub(recipe).get("short", "")
         if (known := shape_of_hub_id(hub_id)) is None:
             raise
-        return config_of_shape(known), f"{hub_id}, not read: taken to be {known}"
+        return config_of_shape(known), f"{hub_id}, not read: taken to be {known}", _STORED
+
+
+def _stored(recipe: Recipe) -> int:
+    """Bytes a parameter of the parents; of one whose weights are not here, as checkpoints usually have."""
+    parents = recipe.parents
+    try:
+        return stored_bytes([open_parent(parent, parents.base) for parent in (parents.long, parents.short)])
+    except RpamError:
+        return _STORED
 
 
 def _config_folder(recipe: Recipe) -> Path:

@@ -13,7 +13,7 @@ from export.gguf.architecture import check_names
 from export.gguf.tokenizer import check_tokenizer
 from quant.gguf import quantization_types
 from rpam_lite.checkpoint.aligned import EMBEDDING
-from rpam_lite.checkpoint.pair import open_pair, open_parent
+from rpam_lite.checkpoint.pair import open_pair, open_parent, stored_bytes
 from rpam_lite.checkpoint.source import ParentSource
 from rpam_lite.device import choose_device
 from rpam_lite.errors import some
@@ -63,8 +63,7 @@ def check(recipe: Recipe, run_folder: Path) -> list[Finding]:
     if donor in configs and not any(f.level == "ERROR" for f in findings):
         findings += check_disk(sources[donor], configs[donor], recipe, run_folder)
         if _is_streamed(recipe):
-            stored = max(s.dtype(n).itemsize for s in sources.values() for n in s.names())
-            findings += check_memory(configs[donor], stored, recipe, run_folder)
+            findings += check_memory(configs[donor], stored_bytes(sources.values()), recipe, run_folder)
     order = {"ERROR": 0, "WARNING": 1, "INFO": 2}
     return sorted(dict.fromkeys(findings), key=lambda f: order[f.level])
 
@@ -81,8 +80,7 @@ def costs(recipe: Recipe, run_folder: Path) -> list[Finding]:
     config = load_config(donor.folder)
     findings = list(check_disk(donor, config, recipe, run_folder))
     if _is_streamed(recipe):
-        stored = max(s.dtype(n).itemsize for s in sources.values() for n in s.names())
-        findings += check_memory(config, stored, recipe, run_folder)
+        findings += check_memory(config, stored_bytes(sources.values()), recipe, run_folder)
     return findings
 
 

@@ -102,6 +102,11 @@ def layer_file(folder: Path, layer: int) -> Path:
     return folder / f"layer-{layer:03}.safetensors"
 
 
+def targets_file(folder: Path) -> Path:
+    """File of the next-token distributions, the last that a capture writes."""
+    return folder / "targets.safetensors"
+
+
 def save_layer(
     long: Sequence[torch.Tensor], short: Sequence[torch.Tensor], mean_gap: torch.Tensor, folder: Path, layer: int
 ) -> None:
@@ -140,12 +145,12 @@ def save_targets(selected: Targets, other: Targets, folder: Path) -> None:
         for prefix, targets in (("", selected), ("other_", other))
         for name, tensor in (("ids", targets.ids.int()), ("logprobs", targets.logprobs), ("tail", targets.tail))
     }
-    _save(tensors, folder / "targets.safetensors")
+    _save(tensors, targets_file(folder))
 
 
 def load_targets(folder: Path, questions: CalibrationSet) -> tuple[list[Targets], list[Targets]]:
     """Of each question the selected parent's targets, and the other's where the answer begins."""
-    raw = load_tensors(folder / "targets.safetensors", _MEND)
+    raw = load_tensors(targets_file(folder), _MEND)
     counts = [len(questions.target_positions(q)) for q in range(len(questions))]
 
     def split(prefix: str, sizes: list[int]) -> list[Targets]:
@@ -157,7 +162,7 @@ def load_targets(folder: Path, questions: CalibrationSet) -> tuple[list[Targets]
 
 def stored_top_k(folder: Path) -> int:
     """How many log-probabilities a position the capture has kept."""
-    with safe_open(folder / "targets.safetensors", framework="pt") as opened:
+    with safe_open(targets_file(folder), framework="pt") as opened:
         return int(opened.get_slice("ids").get_shape()[1])
 
 

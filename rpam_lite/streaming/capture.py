@@ -8,14 +8,14 @@ is really the other parent's.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from rpam_lite.checkpoint.files import whole_file, write_json
+from rpam_lite.checkpoint.files import read_json, save_state, write_json
 from rpam_lite.errors import RpamError
 from rpam_lite.streaming.activations import (
     PARENTS,
@@ -25,6 +25,7 @@ from rpam_lite.streaming.activations import (
     save_layer,
     save_questions,
     save_targets,
+    targets_file,
 )
 from rpam_lite.streaming.ends import Ends
 from rpam_lite.streaming.merged import merged_layer, merged_tensor, one_parent
@@ -33,6 +34,7 @@ from rpam_lite.streaming.skeleton import LayerCall, Skeleton
 from rpam_lite.streaming.top_k import MOST_TOP_K, SAMPLE, TopK, choose_top_k, powers_of_two
 from rpam_lite.streaming.weights import LayerPairs, WeightSource
 
+_TOP_K = "top_k.json"
 Streams = dict[str, list[torch.Tensor]]  # by parent, one [questions, length, hidden] a micro-batch, on the host
 
 
@@ -71,6 +73,10 @@ def capture(
         RpamError: A hidden state is inf or NaN.
     """
     skeleton = source.skeleton
+    if (finished := _finished(folder, skeleton.layers)) is not None:
+        for _ in range(skeleton.layers):
+            on_layer()
+        return finished
     save_questions(questions, folder)
     streams, calls = _enter(ends, skeleton, questions, batches, dtype)
     done = _resume(folder, streams, skeleton.layers)
@@ -88,7 +94,7 @@ def capture(
     final = Final({q: (b, row) for b, batch in enumerate(batches) for row, q in enumerate(batch)}, streams)
     most = min(most_top_k if top_k == "auto" else top_k, ends.vocabulary)
     kept_k = _measured_top_k(ends, questions, final, powers_of_two(most) if top_k == "auto" else [most], dtype)
-    write_json(folder / "top_k.json", {"version": 1, "setting": top_k, **asdict(kept_k)})
+    write_json(folder / _TOP_K, {"version": 1, "setting": top_k, **asdict(kept_k)})
     selected, other = (_targets(ends, questions, final, kept_k.top_k, dtype, of_other) for of_other in (False, True))
     save_targets(selected, other, folder)
     _streams_file(folder, skeleton.layers - 1).unlink(missing_ok=True)
@@ -203,8 +209,16 @@ def _streams_file(folder: Path, layer: int) -> Path:
 
 
 def _save_streams(folder: Path, streams: Streams, layer: int) -> None:
-    with whole_file(_streams_file(folder, layer)) as part:
-        torch.save(streams, part)
+    save_state(streams, _streams_file(folder, layer))
+
+
+def _finished(folder: Path, layers: int) -> TopK | None:
+    """What an earlier call kept, where it wrote its last file."""
+    files = [targets_file(folder), folder / _TOP_K, *(layer_file(folder, layer) for layer in range(layers))]
+    if not all(file.exists() for file in files):
+        return None
+    told = read_json(folder / _TOP_K, "the capture's record of k")
+    return TopK(**{field.name: told[field.name] for field in fields(TopK)})
 
 
 def _resume(folder: Path, streams: Streams, layers: int) -> int:

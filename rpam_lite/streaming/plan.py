@@ -12,7 +12,7 @@ from math import prod
 
 import torch
 
-from rpam_lite.checkpoint.files import size_text
+from rpam_lite.checkpoint.files import size_at_least, size_text
 from rpam_lite.errors import RpamError
 from rpam_lite.recipe.fitting import CodecName
 from rpam_lite.streaming.codec import bits
@@ -162,7 +162,7 @@ def plan_for(way: Way, model: ModelSize, work: WorkSize, on_cpu: bool, resident:
     compute = "host" if on_cpu else "device"
     place: dict[str, str] = {"device": compute, "host": "host", "disk": "disk"}
     layer = int(2 * model.layer_values * (bits(way.codec) or 8 * model.stored) / 8)
-    micro = max(way.micro_tokens, work.longest)
+    micro = max(min(way.micro_tokens, work.tokens), work.longest)
     full = work.tokens * model.hidden * item
     items: list[tuple[str, str, int]] = [("Python and its libraries", "host", resident)]
     if way.residency == "disk":
@@ -243,9 +243,10 @@ def choose(model: ModelSize, work: WorkSize, budget: Budget, codec: CodecName | 
     for plan in plans:
         if fits(plan, budget):
             return plan
-    smallest = min(plans, key=lambda plan: sum(_excess(plan, budget).values()))
+    # What is scarcest counts first.
+    smallest = min(plans, key=lambda plan: tuple(_excess(plan, budget)[place] for place in ("device", "host", "disk")))
     needs = ", ".join(
-        f"{place} {size_text(smallest.total(place))} (given: {size_text(_given(budget, place))})"
+        f"{place} {size_at_least(smallest.total(place))} (given: {size_text(_given(budget, place))})"
         for place, excess in _excess(smallest, budget).items()
         if excess > 0
     )
@@ -253,10 +254,21 @@ def choose(model: ModelSize, work: WorkSize, budget: Budget, codec: CodecName | 
     raise BudgetError(f"the smallest way of working ({describe(smallest.way)}) needs {needs}", on_disk)
 
 
-def next_smaller(plan: Plan, model: ModelSize, work: WorkSize, budget: Budget, place: str) -> Plan | None:
-    """The first way of working that takes less of a place (host, device) than this plan, and fits everywhere else."""
+def next_smaller(
+    plan: Plan, model: ModelSize, work: WorkSize, budget: Budget, place: str, codec: CodecName | None = None
+) -> Plan | None:
+    """The first way of working that takes less of a place (host, device) than this plan, and fits everywhere else.
+
+    Args:
+        plan: What was too much.
+        model: As in `choose`.
+        work: As in `choose`.
+        budget: As in `choose`.
+        place: Where it was too much.
+        codec: The only one to take; None leaves it open.
+    """
     on_cpu = budget.device is None
-    for way in _ways(on_cpu, None):
+    for way in _ways(on_cpu, codec):
         smaller = plan_for(way, model, work, on_cpu, plan.resident)
         elsewhere = [excess for other, excess in _excess(smaller, budget).items() if other != place]
         if smaller.total(place) < 0.9 * plan.total(place) and not any(elsewhere):

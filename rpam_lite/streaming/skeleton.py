@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_map
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
@@ -86,6 +87,27 @@ class Skeleton:
         _rebuild_buffers(decoder, self.config, self.device, self._name)
         # What remains is the head, fed with final states.
         setattr(self._model, self._model.base_model_prefix, _FinalStates())
+        self._run_once()
+
+    def _run_once(self) -> None:
+        """Run two positions through one layer without values, the norm and the head: what can't is refused by name."""
+        width = self._outside[self.embedding][-1]
+        try:
+            first, calls = self.calls(torch.zeros(1, 2, width, device=self.device))
+            tensors = {name: torch.empty(shape, device="meta") for name, shape in self.layer_tensors(0).items()}
+            args, kwargs = tree_map(_on_meta, (calls[0].args, calls[0].kwargs))
+            output = self.run_layer(0, tensors, _on_meta(first), LayerCall(args, kwargs))
+            tail = {name: torch.zeros(self._outside[name], device=self.device) for name in self.tail}
+            normed = self.final_norm(first[0], tail)
+            logits = self.logits(normed, torch.zeros(3, *self._outside[self.head][1:], device=self.device))
+            right = output.shape == first.shape and logits.shape == (2, 3)
+            why = f"its parts give shapes {tuple(output.shape)} and {tuple(logits.shape)}"
+        except RpamError:
+            raise
+        except Exception as error:  # transformers raises whatever its parts raise
+            right, why = False, one_line(error)
+        if not right:
+            raise RpamError(f"{self._name}: can't be run one layer at a time ({why}); such models are not supported.")
 
     @property
     def layers(self) -> int:
@@ -218,6 +240,10 @@ class Skeleton:
         output = torch.func.functional_call(self._model, {self._head_parameter: head}, kwargs=arguments)
         logits: torch.Tensor = output.logits[0]
         return logits
+
+
+def _on_meta(value: Any) -> Any:
+    return value.to("meta") if isinstance(value, torch.Tensor) else value
 
 
 def _tell(see: Callable[[str, torch.Tensor], None], name: str, module: torch.nn.Module, args: Any) -> None:

@@ -15,11 +15,12 @@ one layer ahead of the computation. On the CPU the same thread reads ahead from 
 from __future__ import annotations
 
 import json
+import warnings
 import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -234,7 +235,12 @@ class _Slot:
         if self.cuda:
             # Registered rather than allocated pinned: that would round the size up to a power of two.
             cudart = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-            torch.cuda.check_error(int(cudart.cudaHostRegister(self.host.data_ptr(), size, 0)))
+            locked = int(cudart.cudaHostRegister(self.host.data_ptr(), size, 0)) == 0
+            if not locked:
+                message = "the layers' buffers can't be page-locked: copies will not hide behind the work"
+                warnings.warn(message, stacklevel=2)
+                with suppress(RuntimeError):
+                    torch.zeros(1, device=device)  # the next kernel would raise the failure as its own
             self.device_buffer = torch.empty(size, dtype=torch.uint8, device=device)
             self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             self.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -242,7 +248,8 @@ class _Slot:
             # The buffer's memory may have been another tensor's, which queued kernels still read.
             self.used.record(torch.cuda.current_stream(device))
             # Also where the interpreter ends; the host buffer lives until then.
-            weakref.finalize(self, _unregister, cudart, self.host, self.copied)
+            if locked:
+                weakref.finalize(self, _unregister, cudart, self.host, self.copied)
 
     def fetch(self, source: WeightSource, layer: int) -> torch.Tensor:
         """Fill the slot; runs in the reader thread."""

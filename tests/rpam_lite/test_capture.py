@@ -92,6 +92,19 @@ def test_an_interrupted_capture_goes_on_and_ends_the_same(pair: Path, captured: 
         assert (tmp_path / "cut" / name).read_bytes() == (captured / name).read_bytes(), name
 
 
+def test_a_capture_that_wrote_its_last_file_is_not_done_again(
+    pair: Path, captured: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill in what follows, the survey of the layers, loses nothing."""
+    chosen = calibration_set(QUESTIONS, SETTINGS)
+    _, source, ends = engine(pair, chosen)
+    monkeypatch.setattr(source, "sweep", lambda layers: pytest.fail("a layer was loaded"))
+    seen: list[None] = []
+    kept = capture(source, ends, chosen, [], SETTINGS.top_k, captured, on_layer=lambda: seen.append(None))
+    assert kept.top_k == SETTINGS.top_k
+    assert len(seen) == 2
+
+
 @pytest.mark.parametrize("name", ["questions.safetensors", "layer-000.safetensors", "targets.safetensors"])
 def test_a_damaged_file_of_the_capture_is_named(captured: Path, name: str) -> None:
     questions = load_questions(captured)

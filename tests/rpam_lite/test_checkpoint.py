@@ -121,6 +121,9 @@ def test_groups_by_granularity() -> None:
     assert group_of("model.embed_tokens.weight", "layer") == "embed_tokens"
     assert group_of("model.norm.weight", "matrix") == "norm"
     assert group_of("lm_head.weight", "layer") == "lm_head"
+    for other in ("model.layers.3.linear_attn.A_log", "gpt.layers.3.mlp.up.weight"):
+        assert group_of(other, "layer") == "layers.3"
+    assert group_of("model.layers.3.linear_attn.A_log", "matrix") == "layers.3.linear_attn.A_log"
 
 
 def test_coefficients_round_trip_and_refuse_strangers(tmp_path: Path) -> None:

@@ -160,3 +160,11 @@ def test_float64_is_made_where_there_is_some(monkeypatch: pytest.MonkeyPatch) ->
     there = torch.ones(3).as_subclass(Apple)
     assert in_float64(there).dtype == torch.float64
     assert in_float64(torch.ones(3)).dtype == torch.float64
+
+
+def test_one_card_is_not_named_for_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, 4)
+    for name, value in {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RpamError, match="'cuda:1': is one card, and 2 processes run here"), processes("cuda:1"):
+        pass

@@ -188,6 +188,8 @@ def test_the_hessian_is_positive_where_the_fit_ended(pair: Path, captured: Path,
     assert len(eigenvalues) == len(fitted.values)
     assert eigenvalues[-1] > 0
     assert eigenvalues == sorted(eigenvalues)
+    stiff = problem_of(pair, captured, torch.float32, ridge=100.0, **changes)
+    assert hessian_eigenvalues(stiff, fitted.values, stores_of(stiff, tmp_path), alone)[-1] > 2 * eigenvalues[-1]
 
 
 def test_nan_in_a_parent_is_named(pair: Path, tmp_path: Path) -> None:

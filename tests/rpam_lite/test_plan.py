@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -13,7 +14,17 @@ from rpam_lite.errors import RpamError
 from rpam_lite.platform import resident_memory
 from rpam_lite.recipe import Memory, parse_size
 from rpam_lite.streaming.machine import peak_memory
-from rpam_lite.streaming.plan import Budget, ModelSize, WorkSize, choose, fits, model_size, next_smaller, plan_for
+from rpam_lite.streaming.plan import (
+    Budget,
+    BudgetError,
+    ModelSize,
+    WorkSize,
+    choose,
+    fits,
+    model_size,
+    next_smaller,
+    plan_for,
+)
 from rpam_lite.streaming.plan_table import plan_table
 from rpam_lite.streaming.shapes import SHAPES, config_of_shape
 from rpam_lite.streaming.skeleton import Skeleton
@@ -70,8 +81,27 @@ def test_the_codec_that_is_asked_for_is_taken(seven: ModelSize) -> None:
 def test_too_small_a_budget_names_what_would_do(seven: ModelSize) -> None:
     with pytest.raises(RpamError, match=r"needs device (\d\.\d) GiB \(given: 1\.0 GiB\)") as caught:
         choose(seven, WORK, Budget(GIB, 64 * GIB, MUCH))
-    needed = float(str(caught.value).split("needs device ")[1].split(" GiB")[0])
-    assert choose(seven, WORK, Budget(int((needed + 0.1) * GIB), 64 * GIB, MUCH))
+    assert choose(seven, WORK, Budget(needed(caught.value)["device"], 64 * GIB, MUCH))
+
+
+def needed(error: RpamError) -> dict[str, int]:
+    """Bytes by place, as a refusal's sentence names them."""
+    found = re.findall(r"(device|host|disk) (\d+\.\d [GMK]iB) \(given", str(error))
+    return {place: parse_size(size, place) for place, size in found}
+
+
+@pytest.mark.parametrize("shape", ["qwen2.5-0.5b", "qwen2.5-7b", "llama-3.1-8b"])
+@pytest.mark.parametrize("device", [0, GIB // 2, None])
+def test_what_a_refusal_asks_for_is_enough(shape: str, device: int | None) -> None:
+    model = model_size(Skeleton(config_of_shape(shape)))
+    budget = Budget(device, 1 << 20, 1 << 20)
+    with pytest.raises(BudgetError) as caught:
+        choose(model, WORK, budget)
+    more = needed(caught.value)
+    assert more
+    enough = Budget(more.get("device", device) if device is not None else None, more["host"], more["disk"])
+    assert choose(model, WORK, enough)
+    assert more.get("device", 0) < 4 * GIB  # not the resident way
 
 
 def test_after_running_out_of_memory_there_is_a_smaller_way(seven: ModelSize) -> None:
@@ -79,6 +109,16 @@ def test_after_running_out_of_memory_there_is_a_smaller_way(seven: ModelSize) ->
     smaller = next_smaller(plan, seven, WORK, Budget(24 * GIB, 64 * GIB, MUCH), "device")
     assert smaller is not None
     assert smaller.total("device") < plan.total("device")
+    held = next_smaller(plan, seven, WORK, Budget(24 * GIB, 64 * GIB, MUCH), "device", "nf4")
+    assert held is not None
+    assert held.way.codec == "nf4"
+
+
+def test_few_tokens_make_a_small_micro_batch(seven: ModelSize) -> None:
+    few, many = (replace(WORK, tokens=tokens, kept=tokens) for tokens in (512, 4096))
+    way = choose(seven, many, Budget(24 * GIB, 64 * GIB, MUCH)).way
+    totals = [{what: size for what, _, size in plan_for(way, seven, w, False).items} for w in (few, many)]
+    assert totals[0]["activations of a micro-batch"] < 0.5 * totals[1]["activations of a micro-batch"]
 
 
 def test_the_table_adds_up(seven: ModelSize) -> None:

@@ -53,6 +53,9 @@ def test_sliding_and_full_layers_get_their_own_masks() -> None:
         ("gemma4_text", {"num_kv_shared_layers": 2}, "gemma4_text: can't be run one layer at a time"),
         ("gemma3_text", {"head_dim": 16}, "gemma3_text: its embedding does more than look rows up"),
         ("gpt2", {"n_embd": 32, "n_head": 4}, "gpt2: has no list of decoder layers"),
+        ("phi", {}, "phi: can't be run one layer at a time .*lm_head"),
+        ("gpt_neox", {}, "gpt_neox: can't be run one layer at a time"),
+        ("opt", {"ffn_dim": 64, "word_embed_proj_dim": 32}, "opt: can't be run one layer at a time"),
     ],
 )
 def test_other_architectures_are_refused_by_name(kind: str, settings: dict[str, int], reason: str) -> None:

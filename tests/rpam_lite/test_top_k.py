@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from rpam_lite.checkpoint.source import CheckpointSource
 from rpam_lite.fit.objective import kl_to_targets
-from rpam_lite.fit.setup import Planned, largest_top_k
+from rpam_lite.fit.setup import Planned, largest_top_k, most_top_k_as_begun
 from rpam_lite.recipe import Capture
 from rpam_lite.streaming.activations import load_questions, stored_top_k
 from rpam_lite.streaming.plan import Budget, WorkSize, choose, fits, model_size, plan_for
@@ -117,6 +117,9 @@ def test_auto_takes_no_more_than_the_budget_holds(tmp_path: Path) -> None:
     between = plan_for(roomy.way, model, replace(work, top_k=256), on_cpu=True)
     assert largest_top_k(planned(between.total("host"))) == 256
     assert fits(between, Budget(None, between.total("host"), much))
+    # An interrupted capture keeps to what it began with.
+    assert most_top_k_as_begun(planned(between.total("host")), tmp_path / "scratch") == 256
+    assert most_top_k_as_begun(planned(much), tmp_path / "scratch") == 256
 
 
 @pytest.mark.parametrize("value", [0, "all", -1])
