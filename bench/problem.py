@@ -30,6 +30,7 @@ def capture_questions(
     dtype: torch.dtype = torch.float32,
 ) -> None:
     """Both parents' states and next-token distributions, into `folder`."""
+    source.skeleton.share_masks(max(len(ids) for ids in questions.token_ids))
     batches = micro_batches([len(ids) for ids in questions.token_ids], micro_tokens)
     capture(source, ends, questions, batches, TOP_K, folder, dtype)
 

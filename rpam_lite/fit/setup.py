@@ -81,7 +81,8 @@ def plan_work(recipe: Recipe, work: WorkSize, folder: Path) -> Planned:
     long, short, donor = open_pair(parents.long, parents.short, parents.base, recipe.merge.donor)
     device = device_of(recipe.memory)
     skeleton = Skeleton(donor.folder, device)
-    model = model_size(skeleton, stored_bytes([long, short]))
+    computed = not (long.as_stored and short.as_stored)
+    model = replace(model_size(skeleton, stored_bytes([long, short])), computed=computed)
     work = with_coefficients(work, skeleton, recipe.fit)
     budget = budget_of(recipe.memory, device, folder)
     codec = recipe.memory.fixed_codec
@@ -158,6 +159,7 @@ def open_weights(planned: Planned, token_ids: Sequence[torch.Tensor], scratch: P
     way, skeleton = planned.plan.way, planned.skeleton
     source = WeightSource(planned.long, planned.short, skeleton, way.codec, way.residency, skeleton.device, scratch)
     ends = Ends(planned.long, planned.short, skeleton, token_ids, way.chunk_rows, way.keep_head)
+    skeleton.share_masks(max(len(ids) for ids in token_ids))
     return source, ends
 
 

@@ -30,10 +30,11 @@ def run_capture(run: Run) -> None:
 
     from rpam_lite.fit.batches import micro_batches
     from rpam_lite.fit.setup import as_begun, most_top_k_as_begun, open_weights, plan_recipe, prepare_torch
-    from rpam_lite.pipeline.memory import advice
+    from rpam_lite.pipeline.memory import advice, peak_text
     from rpam_lite.streaming.activations import PARENTS
     from rpam_lite.streaming.capture import capture
     from rpam_lite.streaming.codec import coarsest_codec
+    from rpam_lite.streaming.machine import peak_memory
     from rpam_lite.streaming.plan_table import plan_table
     from rpam_lite.streaming.survey import survey
 
@@ -49,7 +50,7 @@ def run_capture(run: Run) -> None:
     run.say(plan_table(planned.plan, planned.budget))
     batches = micro_batches([len(t) for t in questions.token_ids], planned.plan.way.micro_tokens)
     step = run.progress.start("capturing hidden states", planned.skeleton.layers)
-    with advice(planned):
+    with advice(planned), peak_memory(planned.skeleton.device) as peak:
         source, ends = open_weights(planned, questions.token_ids, scratch)
         kept = capture(
             source,
@@ -62,6 +63,7 @@ def run_capture(run: Run) -> None:
             partial(step, ""),
             most_top_k_as_begun(planned, scratch),
         )
+    run.say(peak_text("the capture", planned, peak()))
     _say_top_k(run, kept)
     rows = survey(source)
     shutil.rmtree(scratch, ignore_errors=True)

@@ -12,7 +12,7 @@ from rpam_lite.pipeline.artefacts import SCRATCH
 from rpam_lite.pipeline.deciding import decided_members, states_of
 from rpam_lite.pipeline.dial import choose_member, member_folder
 from rpam_lite.pipeline.kept_fit import keep_fit, keep_states, kept_fit, kept_states, write_fit
-from rpam_lite.pipeline.memory import advice
+from rpam_lite.pipeline.memory import advice, peak_text
 from rpam_lite.pipeline.release import fit_as_released
 from rpam_lite.pipeline.stage import Run
 from rpam_lite.pipeline.traces import calibration_traces
@@ -115,7 +115,7 @@ def fit_share(run: Run, rank: int, world: int, reduce: Reducer) -> dict[float | 
             own_scratch = scratch / f"member-{len(found)}"
             values, log = _fit_member(run, planned, member, values, reduce, own_scratch, world == 1, first=not found)
             found[price] = problem.grouping.coefficients(values), log
-    _say_peak(run, planned, peak())
+    run.say(peak_text("the fit", planned, peak()))
     if world > 1:
         shutil.rmtree(scratch, ignore_errors=True)
     return found
@@ -217,9 +217,3 @@ def _say_result(run: Run, log: dict[str, Any]) -> None:
     run.say(f"{len(steps)} joint steps, {log['stopped']}")
     if log["warning"]:
         run.say(f"WARNING: {log['warning']}")
-
-
-def _say_peak(run: Run, planned: Planned, measured: int) -> None:
-    place = "host" if planned.skeleton.device.type == "cpu" else "device"
-    expected = planned.plan.total(place)
-    run.say(f"peak memory of the fit ({place}): {measured / 2**20:.0f} MiB, planned {expected / 2**20:.0f} MiB")

@@ -55,3 +55,10 @@ def advice(planned: Planned) -> Iterator[None]:
             "What is done stays for a run with the same `memory`; another one starts this stage anew.",
             code="E07",
         ) from None
+
+
+def peak_text(what: str, planned: Planned, measured: int) -> str:
+    """The measured peak in bytes beside the planned one, of the place that the layers run in."""
+    place = "host" if planned.skeleton.device.type == "cpu" else "device"
+    expected = planned.plan.total(place)
+    return f"peak memory of {what} ({place}): {measured / 2**20:.0f} MiB, planned {expected / 2**20:.0f} MiB"

@@ -107,20 +107,17 @@ def targets_file(folder: Path) -> Path:
     return folder / "targets.safetensors"
 
 
-def save_layer(
-    long: Sequence[torch.Tensor], short: Sequence[torch.Tensor], mean_gap: torch.Tensor, folder: Path, layer: int
-) -> None:
-    """Write both parents' hidden states, one [kept positions, hidden] a question, as bf16.
+def save_layer(long: torch.Tensor, short: torch.Tensor, mean_gap: torch.Tensor, folder: Path, layer: int) -> None:
+    """Write both parents' hidden states.
 
     Args:
-        long: Of the Long parent.
-        short: Of the Short parent.
+        long: Of the Long parent, bf16 [kept positions of all questions, hidden].
+        short: Of the Short parent, the same.
         mean_gap: Mean over the questions of their squared distance, float32 scalar.
         folder: Where the file goes.
         layer: Number of the decoder layer.
     """
-    states = {"long": torch.cat(list(long)).bfloat16(), "short": torch.cat(list(short)).bfloat16()}
-    _save(states | {"mean_gap": mean_gap}, layer_file(folder, layer))
+    _save({"long": long, "short": short, "mean_gap": mean_gap}, layer_file(folder, layer))
 
 
 def load_layer(

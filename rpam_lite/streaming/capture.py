@@ -88,7 +88,7 @@ def capture(
             for parent in PARENTS
         )
         _save_streams(folder, streams, layer)
-        save_layer(long, short, _mean_gap(long, short), folder, layer)
+        save_layer(long, short, _mean_gap(long, short, questions), folder, layer)
         _streams_file(folder, layer - 1).unlink(missing_ok=True)
         on_layer()
     final = Final({q: (b, row) for b, batch in enumerate(batches) for row, q in enumerate(batch)}, streams)
@@ -127,27 +127,30 @@ def _through_layer(
     questions: CalibrationSet,
     batches: Sequence[Sequence[int]],
     dtype: torch.dtype,
-) -> list[torch.Tensor]:
-    """Take one parent's stream through a layer; give its states at the kept positions, one [kept, hidden] a question.
+) -> torch.Tensor:
+    """Take one parent's stream through a layer; give its states at the kept positions, bf16 [kept of all, hidden].
 
     A function of its own, so that one parent's tensors are gone before the other's are made.
     """
     tensors = merged_layer(pairs, {t: t for t in pairs}, one_parent(parent, skeleton.device), dtype)
-    kept = [torch.empty(0)] * len(questions)
+    counts = [len(positions) for positions in questions.positions]
+    kept = torch.empty(sum(counts), stream[0].shape[-1], dtype=torch.bfloat16)
+    of_question = torch.split(kept, counts)
     for b, batch in enumerate(batches):
         output = skeleton.run_layer(layer, tensors, stream[b].to(skeleton.device), calls[b][layer])
         check_finite(output, layer, batch)
         stream[b] = output.cpu()
         positions = pad_sequence([questions.positions[q] for q in batch], batch_first=True)
         for q, states in zip(batch, gather_positions(output, positions).float().cpu(), strict=True):
-            kept[q] = states[: len(questions.positions[q])]
+            of_question[q].copy_(states[: counts[q]])
     return kept
 
 
-def _mean_gap(long: list[torch.Tensor], short: list[torch.Tensor]) -> torch.Tensor:
-    """Mean squared distance of the states as they are stored: rounding is no distance, where both parents agree."""
-    gaps = [(a.bfloat16().float() - b.bfloat16().float()).square().sum() for a, b in zip(long, short, strict=True)]
-    return torch.stack(gaps).mean()
+def _mean_gap(long: torch.Tensor, short: torch.Tensor, questions: CalibrationSet) -> torch.Tensor:
+    """Mean over the questions of the squared distance of both parents' states, as they are stored."""
+    counts = [len(positions) for positions in questions.positions]
+    pairs = zip(torch.split(long, counts), torch.split(short, counts), strict=True)
+    return torch.stack([(a.float() - b.float()).square().sum() for a, b in pairs]).mean()
 
 
 class Final(NamedTuple):

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from math import prod
+from typing import Any
 
 import torch
 
@@ -31,6 +32,15 @@ _WAYS: tuple[tuple[CodecName, Residency], ...] = (
 _MICRO_TOKENS = (4096, 2048, 1024, 512, 256)
 _CHUNK_ROWS = (16384, 4096)
 LBFGS_PAIRS = 20
+# What the capture does not hold.
+_OF_THE_FIT = (
+    "layer inputs",
+    "injected gradients",
+    "gradient on its way down",
+    "final states at target positions",
+    "the fit's unknowns and their history",
+    "parents' states of one layer",
+)
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,8 @@ class ModelSize:
         intermediate: Width inside the MLP.
         vocabulary: Rows of embedding and head.
         stored: Bytes a parameter in the checkpoints.
+        window: Positions that sliding attention sees; None where no layer slides.
+        computed: Whether a parent is an adapter, whose layers are computed once and then read.
     """
 
     layers: int
@@ -54,6 +66,8 @@ class ModelSize:
     intermediate: int
     vocabulary: int
     stored: int = 2
+    window: int | None = None
+    computed: bool = False
 
 
 @dataclass(frozen=True)
@@ -137,7 +151,15 @@ def model_size(skeleton: Skeleton, stored: int = 2) -> ModelSize:
         intermediate=skeleton.config.intermediate_size,
         vocabulary=skeleton.config.vocab_size,
         stored=stored,
+        window=_window(skeleton.config),
     )
+
+
+def _window(config: Any) -> int | None:
+    """Positions that sliding attention sees, where a layer slides."""
+    kinds = getattr(config, "layer_types", None)
+    window: int | None = getattr(config, "sliding_window", None)
+    return window if kinds is None or "sliding_attention" in kinds else None
 
 
 def _history(work: WorkSize) -> int:
@@ -149,7 +171,7 @@ def _history(work: WorkSize) -> int:
 
 
 def plan_for(way: Way, model: ModelSize, work: WorkSize, on_cpu: bool, resident: int = 0) -> Plan:
-    """What this way of working takes in the joint fit, the larger of the two stages.
+    """What this way of working takes in the joint fit, and what the capture takes beyond that.
 
     Args:
         way: The way.
@@ -166,7 +188,7 @@ def plan_for(way: Way, model: ModelSize, work: WorkSize, on_cpu: bool, resident:
     full = work.tokens * model.hidden * item
     items: list[tuple[str, str, int]] = [("Python and its libraries", "host", resident)]
     if way.residency == "disk":
-        if way.codec != "exact":
+        if way.codec != "exact" or model.computed:
             items.append(("both parents' layers, encoded", "disk", layer * model.layers))
         items.append(("layers being read", "host", SLOTS * layer))
     else:
@@ -199,6 +221,13 @@ def plan_for(way: Way, model: ModelSize, work: WorkSize, on_cpu: bool, resident:
     items.append(("the fit's unknowns and their history", "host", _history(work)))
     items.append(("parents' states of one layer", "host", 2 * work.kept * model.hidden * 2))
     items.append(("embedding rows", "host", 2 * work.distinct * model.hidden * model.stored))
+    if model.window is not None and work.longest > model.window:
+        # The mask that all share, one that is made, and one in fp32 for the attention.
+        items.append(("masks of sliding attention", compute, 6 * work.longest**2))
+    # Both parents' streams, and their states, of which writing makes two copies.
+    of_capture = 2 * full + 3 * 2 * work.kept * model.hidden * 2
+    of_fit = sum(size for what, where, size in items if what in _OF_THE_FIT and where == "host")
+    items.append(("streams and states of the capture, beyond that", "host", max(0, of_capture - of_fit)))
     if way.keep_head:
         items.append(("both parents' heads", compute, 2 * model.vocabulary * model.hidden * model.stored))
     items.append(("captured states", "disk", 2 * work.kept * model.hidden * 2 * model.layers))

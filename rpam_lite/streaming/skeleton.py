@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
@@ -81,6 +81,7 @@ class Skeleton:
         if self.config.tie_word_embeddings:
             self.head = self.embedding
         self._outside = {n: outside[n] for n in dict.fromkeys([self.embedding, self.head, *self.tail])}
+        self._masks: list[torch.Tensor] = []
         self._stubs = [_Stub(layer) for layer in self._layers]
         decoder.layers = torch.nn.ModuleList(self._stubs)
         self._decoder = decoder
@@ -157,18 +158,41 @@ class Skeleton:
         finally:
             self._stubs[-1].stops = False
         calls = []
+        shared = partial(self._from_shared, {})
         for i, stub in enumerate(self._stubs):
             if stub.call is None or (i > 0 and stub.seen is not self._stubs[i - 1].seen):
                 raise RpamError(
                     f"{self._name}: decoder layer {i} is not called with the output of the layer before it; "
                     "such models can't be run one layer at a time."
                 )
-            calls.append(stub.call)
+            calls.append(LayerCall(*tree_map(shared, (stub.call.args, stub.call.kwargs))))
         first = self._stubs[0].seen
         for stub in self._stubs:
             stub.call = stub.seen = None
         assert first is not None
         return first, calls
+
+    def share_masks(self, length: int) -> None:
+        """Make the masks of a sequence of so many tokens, once: those of shorter ones become views of them.
+
+        Masks of sliding attention take `length` squared bytes for every question otherwise.
+        """
+        self._masks = []
+        width = self._outside[self.embedding][-1]
+        _, calls = self.calls(torch.zeros(1, 1, width, device=self.device).expand(1, length, -1))
+        found = {id(value): value for call in calls for value in tree_leaves(call.kwargs) if _is_mask(value, length)}
+        self._masks = list(found.values())
+
+    def _from_shared(self, seen: dict[int, torch.Tensor], value: Any) -> Any:
+        """A shared mask that says the same, in the place of a mask; `seen` holds those of the same call."""
+        if not isinstance(value, torch.Tensor) or not value.ndim or not _is_mask(value, value.shape[-1]):
+            return value
+        if id(value) not in seen:
+            length = value.shape[-1]
+            views = [mask[..., :length, :length] for mask in self._masks if mask.shape[-1] >= length]
+            same = (view for view in views if torch.equal(view.expand_as(value), value))
+            seen[id(value)] = next(same, value)
+        return seen[id(value)]
 
     def run_layer(
         self, layer: int, tensors: Mapping[str, torch.Tensor], hidden: torch.Tensor, call: LayerCall
@@ -240,6 +264,10 @@ class Skeleton:
         output = torch.func.functional_call(self._model, {self._head_parameter: head}, kwargs=arguments)
         logits: torch.Tensor = output.logits[0]
         return logits
+
+
+def _is_mask(value: Any, length: int) -> bool:
+    return isinstance(value, torch.Tensor) and value.dtype == torch.bool and value.shape[-2:] == (length, length)
 
 
 def _on_meta(value: Any) -> Any:

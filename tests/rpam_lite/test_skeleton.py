@@ -11,11 +11,14 @@ from rpam_lite.streaming.skeleton import Skeleton
 from tests.rpam_lite.models import ARCHITECTURES, COMMON, config_of, layer_outputs, random_model
 
 
+@pytest.mark.parametrize("longest", [None, 29])
 @pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
-def test_layers_equal_the_full_model(architecture: str) -> None:
+def test_layers_equal_the_full_model(architecture: str, longest: int | None) -> None:
     config = config_of(architecture, num_hidden_layers=4)
     model = random_model(config, 1)
     skeleton = Skeleton(config)
+    if longest is not None:
+        skeleton.share_masks(longest)
     tensors = model.state_dict()
     ids = torch.randint(3, 97, (3, 17))
     with torch.no_grad():
@@ -45,6 +48,16 @@ def test_sliding_and_full_layers_get_their_own_masks() -> None:
     assert masks[1] is not None
     assert not masks[1][0, 0, 11, 0]
     assert masks[1][0, 0, 11, 10]
+
+
+def test_sliding_masks_of_shorter_sequences_are_views_of_one() -> None:
+    skeleton = Skeleton(config_of("qwen2-sliding", num_hidden_layers=3))
+    skeleton.share_masks(20)
+    found = [skeleton.calls(torch.randn(2, length, 32))[1][1].kwargs["attention_mask"] for length in (12, 20)]
+    assert found[0].shape[-2:] == (12, 12)
+    assert found[0].untyped_storage().data_ptr() == found[1].untyped_storage().data_ptr()
+    longer = skeleton.calls(torch.randn(1, 21, 32))[1][1].kwargs["attention_mask"]
+    assert longer.shape[-2:] == (21, 21)
 
 
 @pytest.mark.parametrize(
