@@ -13,8 +13,7 @@ from typing import Any
 
 from rpam_lite.checkpoint.files import size_text, write_text
 from rpam_lite.pipeline.planning import plan_cards
-from rpam_lite.preflight.machine import bytes_by_stage
-from rpam_lite.recipe import Recipe, load_recipe
+from rpam_lite.recipe import load_recipe
 from rpam_lite.streaming.shapes import config_of_shape, shape_of_hub_id
 from rpam_lite.streaming.skeleton import Skeleton
 
@@ -38,7 +37,8 @@ def plan_lines(file: Path) -> list[str]:
     shape = shape_of_hub_id(str(recipe.parents.short))
     assert shape is not None, recipe.parents.short
     host = (16 if _values(config_of_shape(shape)) < 3e9 else 32) << 30
-    plans = plan_cards(recipe, shape, None, None, host, RESIDENT)
+    plans = plan_cards(recipe, shape, None, None, host, resident=RESIDENT)
+    assert plans.whole_run is not None
     table = [_line(_HEADS), *(_line(cells) for cells in plans.rows() if cells[0] in CARDS)]
     asked = f"{plans.questions} questions of {plans.tokens} tokens"
     return [
@@ -46,7 +46,7 @@ def plan_lines(file: Path) -> list[str]:
         *table,
         f"# A step is one gradient of the fit: arithmetic for {recipe.threads} CPU threads and a card of 20 TFLOPS,",
         "# not measured; a fit takes some 10 to 30. Labelling comes before it and mostly takes longer.",
-        f"# Disk of a whole run: {_disk(recipe, config_of_shape(shape))}, and both parents in the hub's cache.",
+        f"# Disk of a whole run: {size_text(plans.whole_run.disk)}, and both parents in the hub's cache.",
         END,
     ]
 
@@ -59,28 +59,8 @@ def _line(cells: Any) -> str:
     return "#   " + " ".join([*(f"{c:{w}}" for c, w in left), *(f"{c:>{w}}" for c, w in right)])
 
 
-class _Shapes:
-    """Tensors of an architecture, of which only the shapes are known."""
-
-    def __init__(self, config: Any) -> None:
-        self._tensors = Skeleton(config).tensors()
-
-    def names(self) -> list[str]:
-        return list(self._tensors)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._tensors[name]
-
-
 def _values(config: Any) -> int:
-    shapes = _Shapes(config)
-    return sum(prod(shapes.shape(name)) for name in shapes.names())
-
-
-def _disk(recipe: Recipe, config: Any) -> str:
-    """As preflight expects it."""
-    stages = bytes_by_stage(_Shapes(config), config, recipe)  # type: ignore[arg-type]
-    return size_text(sum(stages.values()))
+    return sum(prod(shape) for shape in Skeleton(config).tensors().values())
 
 
 def with_plan(text: str, lines: list[str]) -> str:

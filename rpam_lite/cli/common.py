@@ -45,18 +45,22 @@ RunArgument = Annotated[
     ),
 ]
 RunsOption = Annotated[Path, typer.Option("--runs", help="folder that holds the run folders")]
+DeviceMemoryOption = Annotated[
+    str | None,
+    typer.Option("--device-memory", help="of the GPU that capture and fit may use, as 6GiB; like `memory.device`"),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON document, and nothing else")]
 
 
-def with_run(recipe_path: Path, runs: Path, action: Callable[[Run], None]) -> None:
+def with_run(recipe_path: Path, runs: Path, action: Callable[[Run], None], device_memory: str | None = None) -> None:
     """Do something to the run of a recipe, whose folder is locked for so long; its log file keeps what is said."""
     from rpam_lite.pipeline.opening import folder_of, keep_recipe
     from rpam_lite.pipeline.parents import downloaded
     from rpam_lite.pipeline.stage import Run
-    from rpam_lite.recipe import load_recipe
+    from rpam_lite.recipe import load_recipe, with_device_memory
 
     try:
-        recipe = load_recipe(recipe_path)
+        recipe = with_device_memory(load_recipe(recipe_path), device_memory)
         folder = folder_of(recipe_path, runs, recipe)
         with locked(folder / LOCK, str(folder)), logged(folder) as log, progress_bars(log) as bars:
             keep_recipe(recipe, folder)
@@ -70,11 +74,11 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def run_stage(name: str, recipe_path: Path, runs: Path) -> None:
+def run_stage(name: str, recipe_path: Path, runs: Path, device_memory: str | None = None) -> None:
     """Run one stage of a recipe anew."""
     from rpam_lite.pipeline.trip import run_one
 
-    with_run(recipe_path, runs, partial(run_one, name))
+    with_run(recipe_path, runs, partial(run_one, name), device_memory)
 
 
 def refuse_others(context: typer.Context, read: Collection[str], what: str) -> None:

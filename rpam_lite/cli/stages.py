@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from rpam_lite.cli.common import (
+    DeviceMemoryOption,
     JsonOption,
     RecipeArgument,
     RunsOption,
@@ -26,6 +27,7 @@ from rpam_lite.pipeline.names import STAGE_HELP
 def run_command(
     recipe: RecipeArgument,
     runs: RunsOption = Path("runs"),
+    device_memory: DeviceMemoryOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would happen and cost; touch nothing")] = False,
 ) -> None:
     """Run all stages that are not done yet, from two checkpoints to a measured GGUF file.
@@ -37,12 +39,12 @@ def run_command(
         from rpam_lite.pipeline.opening import opened
 
         console = Console(soft_wrap=True)
-        for part in told(opened(recipe, runs)):
+        for part in told(opened(recipe, runs, device_memory)):
             console.print(part, markup=False, highlight=False)
         return
     from rpam_lite.pipeline.trip import run_all
 
-    with_run(recipe, runs, run_all)
+    with_run(recipe, runs, run_all, device_memory)
 
 
 @app.command("plan")
@@ -58,6 +60,7 @@ def plan_command(
     tokens: Annotated[
         int | None, typer.Option(min=2, help="prompt and response of each; without it by the recipe, or 256")
     ] = None,
+    device_memory: DeviceMemoryOption = None,
     host: Annotated[str | None, typer.Option(help="host memory, such as 32GiB; what is free without it")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -69,7 +72,9 @@ def plan_command(
     from rpam_lite.recipe import load_recipe, parse_size
 
     loaded = load_recipe(recipe) if recipe else None
-    plans = plan_cards(loaded, shape, questions, tokens, parse_size(host, "--host") if host else None)
+    host_bytes = parse_size(host, "--host") if host else None
+    device_bytes = parse_size(device_memory, "--device-memory") if device_memory else None
+    plans = plan_cards(loaded, shape, questions, tokens, host_bytes, device_bytes)
     if as_json:
         print_json(plans.as_json())
         return
@@ -126,6 +131,7 @@ def fit_command(
     max_points_below_long: Annotated[
         float | None, typer.Option(min=0, help="wish: the cheapest that loses at most so many points to Long")
     ] = None,
+    device_memory: DeviceMemoryOption = None,
 ) -> None:
     """Fit the merging coefficients; with a wish, or --budget, --points or --price, a family of which one is chosen.
 
@@ -138,9 +144,20 @@ def fit_command(
     members = {"--price": price, "--budget": budget, "--points": points}
     wish = {"max_tokens_share": max_tokens_share, "max_points_below_long": max_points_below_long}
     if all(given is None for given in (*members.values(), *wish.values())):
-        run_stage("fit", recipe, runs)
+        run_stage("fit", recipe, runs, device_memory)
     else:
-        with_run(recipe, runs, partial(fit_family, members=members, wish=wish))
+        with_run(recipe, runs, partial(fit_family, members=members, wish=wish), device_memory)
+
+
+@app.command("capture")
+def capture_command(
+    recipe: RecipeArgument, runs: RunsOption = Path("runs"), device_memory: DeviceMemoryOption = None
+) -> None:
+    """Keep both parents' hidden states on the labelled questions.
+
+    Example: rpam capture recipes/tiny.yaml --device-memory 6GiB
+    """
+    run_stage("capture", recipe, runs, device_memory)
 
 
 @app.command("quantize")
@@ -197,5 +214,5 @@ def _add_stage_command(name: str) -> None:
 
 
 for _name in STAGE_HELP:
-    if _name not in ("check", "fit", "export", "quantize", "eval", "report"):
+    if _name not in ("check", "capture", "fit", "export", "quantize", "eval", "report"):
         _add_stage_command(_name)

@@ -12,7 +12,7 @@ from rpam_lite.errors import RpamError
 from rpam_lite.pipeline.parents import cached
 from rpam_lite.pipeline.questions import FOLDER, with_kept
 from rpam_lite.pipeline.stage import Run
-from rpam_lite.recipe import Recipe, load_recipe
+from rpam_lite.recipe import Recipe, load_recipe, with_device_memory
 from rpam_lite.run_files import LOCK
 
 
@@ -30,17 +30,18 @@ def keep_recipe(recipe: Recipe, folder: Path) -> None:
         write_text(file, text)
 
 
-def opened(given: Path, runs: Path) -> Run:
+def opened(given: Path, runs: Path, device_memory: str | None = None) -> Run:
     """A run to look at: nothing is downloaded, written or locked.
 
     Args:
         given: A recipe or a run folder.
         runs: Folder of the run folders.
+        device_memory: As `with_device_memory`.
 
     Raises:
         RpamError: As `load_recipe`; or `given` is a folder without a recipe.
     """
-    recipe = load_recipe(given)
+    recipe = with_device_memory(load_recipe(given), device_memory)
     folder = folder_of(given, runs, recipe)
     return Run(with_kept(cached(recipe), folder / FOLDER), folder, Silent(), mute)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,12 +17,13 @@ from rpam_lite.errors import RpamError
 from rpam_lite.fit.setup import with_coefficients
 from rpam_lite.pipeline.parents import on_hub, with_headers
 from rpam_lite.platform import free_memory, resident_memory
+from rpam_lite.preflight.machine import bytes_by_stage
 from rpam_lite.recipe import Fit, Recipe
 from rpam_lite.streaming.plan import Budget, BudgetError, ModelSize, Plan, WorkSize, choose, model_size
 from rpam_lite.streaming.plan_table import UNLIMITED, plan_table
 from rpam_lite.streaming.shapes import config_of_shape, shape_of_hub_id
 from rpam_lite.streaming.skeleton import Skeleton, load_config
-from rpam_lite.streaming.work import estimated_work, traces_of
+from rpam_lite.streaming.work import assumed_tokens, estimated_work, questions_of, traces_of
 
 CARDS = (8, 12, 16, 24)
 _STORED = 2  # bytes a parameter
@@ -57,14 +59,50 @@ class CardPlan:
 
 
 @dataclass(frozen=True)
+class WholeRun:
+    """What a recipe's other stages take.
+
+    Attributes:
+        disk: Bytes of the run folder in the end, about.
+        sampled: Answers that both parents give at most before the fit; None where the questions are not known yet.
+        measured: Answers that `eval` asks for, of all its models; None likewise.
+        models: How many models those are.
+    """
+
+    disk: int
+    sampled: int | None
+    measured: int | None
+    models: int
+
+    def text(self) -> str:
+        """In a sentence."""
+        sampled = "answers to all questions" if self.sampled is None else f"at most {self.sampled:,} answers"
+        measured = "as many as there are questions" if self.measured is None else f"{self.measured:,} in all"
+        return (
+            f"the whole run: {size_text(self.disk)} of disk, and both parents in the hub's cache; before the fit "
+            f"{sampled} to label, after it answers of {self.models} models to measure, {measured}. Those take longest."
+        )
+
+
+@dataclass(frozen=True)
 class CardPlans:
-    """The best way of working on every card, of one model and amount of work; `host` in bytes."""
+    """The best way of working on every card, of one model and amount of work.
+
+    Attributes:
+        title: Of the model.
+        questions: In the calibration set.
+        tokens: Of each.
+        host: Bytes of the host's memory.
+        cards: One plan each.
+        whole_run: Of a recipe, what its other stages take.
+    """
 
     title: str
     questions: int
     tokens: int
     host: int
     cards: tuple[CardPlan, ...]
+    whole_run: WholeRun | None = None
 
     def table(self) -> Table:
         """One row a card."""
@@ -83,7 +121,8 @@ class CardPlans:
     def in_full(self) -> str:
         """How steps are counted, and what takes how much where on the smallest card that works."""
         full = next((f"{card.card}: {plan_table(card.plan, card.budget)}" for card in self.cards if card.plan), "")
-        return f"{_RATES}\n{full}"
+        rest = f"{self.whole_run.text()}\n" if self.whole_run else ""
+        return f"{_RATES}\n{rest}{full}"
 
     def as_json(self) -> dict[str, Any]:
         """One object, sizes in bytes; `plan` is null where nothing fits, and `why` says what would."""
@@ -97,7 +136,8 @@ class CardPlans:
             for card in self.cards
         ]
         work = {"questions": self.questions, "tokens": self.tokens, "host": self.host}
-        return {"version": 1, "model": self.title, **work, "cards": cards}
+        rest = vars(self.whole_run) if self.whole_run else None
+        return {"version": 1, "model": self.title, **work, "cards": cards, "whole_run": rest}
 
 
 def plan_cards(
@@ -106,6 +146,7 @@ def plan_cards(
     questions: int | None,
     tokens: int | None,
     host: int | None,
+    device: int | None = None,
     resident: int | None = None,
 ) -> CardPlans:
     """The best way of working on cards of 8, 12, 16 and 24 GB, and that on the CPU.
@@ -114,10 +155,12 @@ def plan_cards(
         recipe: Its `parents.short` gives the config, its `memory` the budget and codec.
         shape: Name of a well-known model instead of a checkpoint.
         questions: Questions in the calibration set; what the recipe asks for, or 128, without it.
-        tokens: Prompt and response of each; half of them are taken for the response. Twice the recipe's
-            `capture.answer_tokens`, or 256, without it.
+        tokens: Prompt and response of each; half of them are taken for the response. What `assumed_tokens` says
+            without it.
         host: Host memory in bytes; what is free without it.
-        resident: Bytes of it that Python and its libraries take; what they take now without it.
+        device: Bytes of a card's memory, to be planned for in the place of those cards; the recipe's `memory.device`
+            without it.
+        resident: Bytes of the host's memory that Python and its libraries take; what they take now without it.
 
     Raises:
         RpamError: Neither recipe nor shape; or the parents can't be read, and their shape is not known.
@@ -129,9 +172,8 @@ def plan_cards(
     else:
         raise RpamError("`rpam plan` needs a recipe, or --shape with the name of a well-known model.")
     memory = recipe.memory if recipe else None
-    cut = recipe.capture.answer_tokens if recipe else None
     questions = questions or (traces_of(recipe) if recipe else 128)
-    tokens = tokens or (2 * cut if cut else 256)
+    tokens = tokens or assumed_tokens(recipe)
     skeleton = Skeleton(config)
     work = with_coefficients(estimated_work(recipe, questions, tokens), skeleton, recipe.fit if recipe else Fit())
     model = model_size(skeleton, stored)
@@ -139,17 +181,33 @@ def plan_cards(
     host_bytes = host or (memory.host if memory else None) or resident_memory() + free_memory()
     disk = (memory.disk if memory else None) or UNLIMITED
     threads = recipe.threads if recipe else 2
+    device = device or (memory.device if memory else None)
+    sizes = [(f"{gb} GB", int(_USABLE * gb * 10**9)) for gb in CARDS]
     cards = []
-    for name, device in [*((f"{gb} GB", int(_USABLE * gb * 10**9)) for gb in CARDS), ("CPU", None)]:
-        budget = Budget(device, host_bytes, disk)
+    for name, usable in [*([(size_text(device), device)] if device else sizes), ("CPU", None)]:
+        budget = Budget(usable, host_bytes, disk)
         try:
             plan = choose(model, work, budget, codec, resident or resident_memory())
         except BudgetError as error:
             cards.append(CardPlan(name, budget, None, error.needs))
             continue
-        seconds = _step_seconds(model, work, plan, device is not None, threads)
+        seconds = _step_seconds(model, work, plan, usable is not None, threads)
         cards.append(CardPlan(name, budget, plan, step_seconds=seconds))
-    return CardPlans(title, questions, tokens, host_bytes, tuple(cards))
+    whole_run = _whole_run(recipe, skeleton) if recipe else None
+    return CardPlans(title, questions, tokens, host_bytes, tuple(cards), whole_run)
+
+
+def _whole_run(recipe: Recipe, skeleton: Skeleton) -> WholeRun:
+    values = sum(prod(shape) for shape in skeleton.tensors().values())
+    asked, measured = questions_of(recipe.label), questions_of(recipe.eval)
+    members = max(0, len(recipe.family.settings) - 1)
+    models = 2 + len(recipe.eval.scalar_curve) + 1 + len(recipe.quantize.types) + members
+    return WholeRun(
+        disk=sum(bytes_by_stage(values, skeleton.config, recipe).values()),
+        sampled=None if asked is None else 2 * asked * recipe.label.samples,
+        measured=None if measured is None else models * measured,
+        models=models,
+    )
 
 
 def _step_seconds(model: ModelSize, work: WorkSize, plan: Plan, on_card: bool, threads: int) -> float:

@@ -5,6 +5,7 @@ Reads configs, safetensors headers, tokenizers and question files; no weights.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ def check(recipe: Recipe, run_folder: Path) -> list[Finding]:
         findings += _check_exportable(source)
     findings += _check_pair(recipe, sources, configs)
     findings += check_questions(recipe)
+    findings += _check_context(recipe, configs)
     findings += _check_quantization(recipe.quantize.types)
     findings += _check_method(recipe)
     findings += check_range(list(sources.values()), recipe.merge.dtype)
@@ -111,6 +113,17 @@ def _check_pair(recipe: Recipe, sources: dict[str, ParentSource], configs: dict[
             giver.folder, other.folder if other else None, recipe.merge.think_prefill, recipe.family.decides
         ),
     ]
+
+
+def _check_context(recipe: Recipe, configs: dict[str, Any]) -> Iterator[Finding]:
+    """Whether answers may be longer than the models were made for."""
+    contexts = [int(c.max_position_embeddings) for c in configs.values() if hasattr(c, "max_position_embeddings")]
+    for name, asked in (("label", recipe.label), ("eval", recipe.eval)):
+        if contexts and asked.max_tokens >= min(contexts):
+            message = (
+                f"`{name}.max_tokens` {asked.max_tokens}: the models' context is {min(contexts)}, prompt included."
+            )
+            yield Finding("WARNING", "max-tokens", message, "is asked beyond what it knows", f"{name}.max_tokens")
 
 
 def _check_exportable(source: ParentSource) -> list[Finding]:

@@ -20,7 +20,7 @@ from rpam_lite.recipe import OURS, Recipe
 from rpam_lite.streaming.machine import budget_of, device_of
 from rpam_lite.streaming.plan import choose, describe, model_size
 from rpam_lite.streaming.skeleton import Skeleton
-from rpam_lite.streaming.work import estimated_work, traces_of
+from rpam_lite.streaming.work import assumed_tokens, estimated_work, traces_of
 
 # Bits a weight of llama.cpp's common types; others are taken as 16.
 _BITS = {
@@ -33,8 +33,6 @@ _BITS = {
     "Q3_K_M": 4.0,
     "Q2_K": 3.4,
 }
-# Tokens of a question with its answer, before any has been sampled.
-_TOKENS = 512
 
 
 def check_disk(source: ParentSource, config: Any, recipe: Recipe, run_folder: Path) -> Iterator[Finding]:
@@ -48,17 +46,17 @@ def check_disk(source: ParentSource, config: Any, recipe: Recipe, run_folder: Pa
         message = f"{existing}: no permission to write; choose another folder with --runs."
         yield Finding("ERROR", "disk", message)
         return
-    stages = bytes_by_stage(source, config, recipe)
+    stages = bytes_by_stage(sum(prod(source.shape(name)) for name in source.names()), config, recipe)
     there = sum(f.stat().st_size for f in run_folder.rglob("*") if f.is_file())
     needed, free = max(0, sum(stages.values()) - there), shutil.disk_usage(existing).free
     listed = ", ".join(f"{stage} {size_text(size)}" for stage, size in stages.items())
-    message = f"{existing}: {size_text(free)} are free; a run needs about {size_text(needed)} ({listed})."
+    message = f"{existing}: {size_text(free)} are free; a run needs about {size_text(needed)}"
+    message += f" beside the {size_text(there)} that are there ({listed})." if there else f" ({listed})."
     yield Finding("ERROR" if free < needed else "INFO", "disk", message)
 
 
-def bytes_by_stage(source: ParentSource, config: Any, recipe: Recipe) -> dict[str, int]:
-    """What each stage will leave on the disk, about."""
-    values = sum(prod(source.shape(name)) for name in source.names())
+def bytes_by_stage(values: int, config: Any, recipe: Recipe) -> dict[str, int]:
+    """What each stage will leave on the disk, about, of parents with so many parameters."""
     captured = recipe.merge.method == OURS or "capture" in method_of(recipe.merge.method, {})[0].needs
     hidden = config.hidden_size * config.num_hidden_layers if captured else 0
     parent = values * (4 if recipe.export.type == "F32" else 2)
@@ -66,7 +64,7 @@ def bytes_by_stage(source: ParentSource, config: Any, recipe: Recipe) -> dict[st
         values += config.vocab_size * config.hidden_size  # the row that decides makes the head a tensor of its own
     merged = values * (4 if recipe.merge.dtype == "float32" else 2)
     gguf = values * (4 if recipe.export.type == "F32" else 2)
-    kept = estimated_work(recipe, traces_of(recipe), _TOKENS).kept
+    kept = estimated_work(recipe, traces_of(recipe), assumed_tokens(recipe)).kept
     return {
         "label": 2 * parent,
         "capture": 2 * 2 * kept * hidden,
@@ -79,11 +77,11 @@ def bytes_by_stage(source: ParentSource, config: Any, recipe: Recipe) -> dict[st
 
 def check_memory(config: Any, stored: int, recipe: Recipe, run_folder: Path) -> Iterator[Finding]:
     """Which way of working capture and fit would take, of checkpoints with `stored` bytes a parameter."""
-    questions = traces_of(recipe)
+    questions, tokens = traces_of(recipe), assumed_tokens(recipe)
     try:
         device = device_of(recipe.memory)
         skeleton = Skeleton(config)
-        work = with_coefficients(estimated_work(recipe, questions, _TOKENS), skeleton, recipe.fit)
+        work = with_coefficients(estimated_work(recipe, questions, tokens), skeleton, recipe.fit)
         budget = budget_of(recipe.memory, device, run_folder)
         plan = choose(model_size(skeleton, stored), work, budget, recipe.memory.fixed_codec, resident_memory())
     except RpamError as error:
@@ -91,5 +89,5 @@ def check_memory(config: Any, stored: int, recipe: Recipe, run_folder: Path) -> 
         return
     place = "host" if device.type == "cpu" else "device"
     what = "answers" if recipe.family.settings else "questions"
-    message = f"{questions} {what} of {_TOKENS} tokens need {size_text(plan.total(place))} of {place} memory."
+    message = f"{questions} {what} of {tokens} tokens need {size_text(plan.total(place))} of {place} memory."
     yield Finding("INFO", "memory", message, f"would keep {describe(plan.way)}", "memory")

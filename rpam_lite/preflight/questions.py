@@ -10,7 +10,9 @@ from quant.tasks.questions import Question, TaskFile, read_task_file
 from quant.tasks.task import Grading, Task
 from rpam_lite.preflight.findings import Finding, attempt
 from rpam_lite.preflight.overlap import NEAR, SHINGLE, Overlap, overlaps
-from rpam_lite.recipe import Asked, Recipe
+from rpam_lite.recipe import OURS, Asked, Recipe
+
+FEW = 32  # below that, two draws of questions gave merges far apart
 
 
 def task_file(told: Asked) -> TaskFile:
@@ -32,6 +34,8 @@ def check_questions(recipe: Recipe) -> Iterator[Finding]:
     for asked in (recipe.label, recipe.eval):
         attempt(findings, "questions", partial(check_grader, asked.grader, asked.pattern))
     yield from findings
+    if calibration is not None:
+        yield from _too_few(recipe, calibration)
     found = overlaps(calibration or [], evaluation or [])
     exact = [o for o in found if o.similarity == 1]
     near = sorted((o for o in found if o.similarity < 1), key=lambda o: -o.similarity)
@@ -40,6 +44,18 @@ def check_questions(recipe: Recipe) -> Iterator[Finding]:
     if near:
         measure = f"{near[0].similarity:.0%} of all runs of {SHINGLE} words; the limit is {NEAR:.0%}"
         yield _finding(recipe, near, f"nearly the same question (same numbers and signs, {measure})")
+
+
+def _too_few(recipe: Recipe, calibration: Sequence[Question]) -> Iterator[Finding]:
+    """Calibration sets that a merge can be made from, and that say too little."""
+    distinct = len({question.question for question in calibration})
+    where = f"{recipe.label.file}: "
+    if distinct < len(calibration):
+        message = f"{where}holds {len(calibration) - distinct} of its {len(calibration)} questions more than once."
+        yield Finding("WARNING", "repeated", message, "counts them as often", "label.questions")
+    if distinct < FEW and recipe.merge.method == OURS:
+        message = f"{where}{distinct} questions are few to choose on; take {FEW} at least, better 100 to 200."
+        yield Finding("WARNING", "few-questions", message, "may keep no budget and no accuracy", "label.questions")
 
 
 def _finding(recipe: Recipe, found: list[Overlap], what: str) -> Finding:

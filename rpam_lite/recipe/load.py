@@ -15,7 +15,7 @@ from rpam_lite.checkpoint.files import RUN_LOG, RUN_RECIPE, is_run_folder
 from rpam_lite.checkpoint.hub import local_or_hub
 from rpam_lite.errors import RpamError
 from rpam_lite.recipe.schema import Parents, Recipe
-from rpam_lite.recipe.values import QuestionSets
+from rpam_lite.recipe.values import QuestionSets, parse_size
 
 _MEMBERS = {"--price": "prices", "--budget": "budgets", "--points": "points"}
 
@@ -39,6 +39,18 @@ def with_dial(recipe: Recipe, members: Mapping[str, str | None], wish: Mapping[s
         options = {**members, **{f"--{key.replace('_', '-')}": value for key, value in wish.items()}}
         told = " ".join(f"{option} {value}" for option, value in options.items() if value is not None)
         raise RpamError(f"{told}: {_all_mistakes(error)}") from None
+
+
+def with_device_memory(recipe: Recipe, size: str | None) -> Recipe:
+    """The recipe with another `memory.device`, as `--device-memory` gives it; itself where none is given.
+
+    Raises:
+        RpamError: It is no size.
+    """
+    if size is None:
+        return recipe
+    device = parse_size(size, "--device-memory")
+    return recipe.model_copy(update={"memory": recipe.memory.model_copy(update={"device": device})})
 
 
 def _numbers(option: str, text: str | None) -> list[float]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from rpam_lite.recipe import Recipe
+from pathlib import Path
+
+from rpam_lite.recipe import Asked, Recipe
 from rpam_lite.streaming.plan import WorkSize
 
 # What `capture.top_k: auto` is planned with; it takes more only where that fits the budget too.
 ASSUMED_TOP_K = 64
+_TOKENS = 512  # of a question with its answer
 
 
 def estimated_work(recipe: Recipe | None, questions: int, tokens: int) -> WorkSize:
@@ -32,9 +35,30 @@ def estimated_work(recipe: Recipe | None, questions: int, tokens: int) -> WorkSi
     )
 
 
+def assumed_tokens(recipe: Recipe | None) -> int:
+    """Prompt and response of a question, before any has been answered; half of them are taken for the response."""
+    if recipe is None:
+        return _TOKENS // 2
+    return 2 * min(_TOKENS // 2, recipe.label.max_tokens, recipe.capture.answer_tokens or recipe.label.max_tokens)
+
+
 def traces_of(recipe: Recipe) -> int:
     """Questions with an answer that capture and fit read at most; where a row decides, each stands twice."""
-    return 2 * recipe.capture.questions_per_class * (1 + recipe.family.decides)
+    chosen = 2 * recipe.capture.questions_per_class
+    return min(chosen, questions_of(recipe.label) or chosen) * (1 + recipe.family.decides)
+
+
+def questions_of(asked: Asked) -> int | None:
+    """How many questions a recipe asks at most, as far as that is known without loading a data set."""
+    if isinstance(asked.questions, Path):
+        return _lines(asked.questions) if asked.questions.is_file() else None
+    sizes = list(asked.questions.values())
+    return sum(size for size in sizes if size is not None) if None not in sizes else None
+
+
+def _lines(file: Path) -> int:
+    with file.open("rb") as stream:
+        return sum(bool(line.strip()) for line in stream)
 
 
 def assumed_top_k(recipe: Recipe | None) -> int:

@@ -45,8 +45,8 @@ def recipe(tmp_path: Path, pair: Path, **changes: object) -> str:
         "version": 1,
         "name": "mine",
         "parents": {"long": str(pair / "long"), "short": str(pair / "short")},
-        "label": {"questions": str(ROOT / "recipes/tiny/calibration.jsonl")},
-        "eval": {"questions": str(ROOT / "recipes/tiny/evaluation.jsonl")},
+        "label": {"questions": str(ROOT / "recipes/tiny/calibration.jsonl"), "max_tokens": 64},
+        "eval": {"questions": str(ROOT / "recipes/tiny/evaluation.jsonl"), "max_tokens": 64},
     }
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(value | changes), encoding="utf-8")
     return "mine.yaml"

@@ -27,14 +27,14 @@ def check_pair(pair: Path) -> list[Finding]:
         "version": 1,
         "name": "mine",
         "parents": {"long": "long", "short": "short"},
-        "label": {"questions": "calibration.jsonl"},
-        "eval": {"questions": "evaluation.jsonl"},
+        "label": {"questions": "calibration.jsonl", "max_tokens": 64},
+        "eval": {"questions": "evaluation.jsonl", "max_tokens": 64},
     }
     (pair / "mine.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    for name, n in (("calibration", 1), ("evaluation", 2)):
+    for name, numbers in (("calibration", range(1, 41)), ("evaluation", [100])):
         file = pair / f"{name}.jsonl"
         if not file.exists():
-            file.write_text(QUESTION % (n, n + 1), encoding="utf-8")
+            file.write_text("".join(QUESTION % (n, n + 1) for n in numbers), encoding="utf-8")
     return check(load_recipe(pair / "mine.yaml"), pair / "runs" / "mine")
 
 
@@ -249,7 +249,15 @@ def test_all_findings_come_at_once(pair: Path, edit_json: Callable[..., None]) -
     (pair / "calibration.jsonl").write_text("{", encoding="utf-8")
     findings = check_pair(pair)
     assert codes(findings) >= {"size", "tensors", "tokenizer", "questions"}
-    assert codes(findings, "WARNING") == {"context"}
+    assert codes(findings, "WARNING") == {"context", "max-tokens"}
+
+
+def test_few_questions_and_repeated_ones_are_warned_of(pair: Path) -> None:
+    (pair / "calibration.jsonl").write_text(3 * QUESTION % (1, 2, 1, 2, 2, 3), encoding="utf-8")
+    found = {f.code: f.message for f in check_pair(pair) if f.level == "WARNING"}
+    assert set(found) == {"few-questions", "repeated"}
+    assert "holds 1 of its 3 questions more than once" in found["repeated"]
+    assert "2 questions are few to choose on" in found["few-questions"]
 
 
 def test_missing_and_truncated_checkpoints_are_named(pair: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,12 @@ def test_the_disk_holds_the_head_that_a_decision_row_unties(pair: Path, edit_jso
     check_pair(pair)
     raw = yaml.safe_load((pair / "mine.yaml").read_text())
     source, config = open_parent(pair / "long", None), load_config(pair / "long")
+    values = sum(prod(source.shape(name)) for name in source.names())
     assert config.tie_word_embeddings
 
     def needed(**dial: Any) -> dict[str, int]:
         (pair / "mine.yaml").write_text(yaml.safe_dump(raw | ({"dial": dial} if dial else {})))
-        return machine.bytes_by_stage(source, config, load_recipe(pair / "mine.yaml"))
+        return machine.bytes_by_stage(values, config, load_recipe(pair / "mine.yaml"))
 
     head = 2 * config.vocab_size * config.hidden_size
     alone, fitted, decided = needed(), needed(by="fit", prices=[1]), needed(budgets=[0.5])

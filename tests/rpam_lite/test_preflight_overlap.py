@@ -88,7 +88,8 @@ def test_findings_name_both_lines(tmp_path: Path) -> None:
         "{version: 1, name: r, parents: {long: l, short: s}, label: {questions: c.jsonl}, eval: {questions: e.jsonl}}",
         encoding="utf-8",
     )
-    findings = list(check_questions(load_recipe(tmp_path / "r.yaml")))
+    few, *findings = check_questions(load_recipe(tmp_path / "r.yaml"))
+    assert few.code == "few-questions"
     assert [(f.level, f.code) for f in findings] == [("ERROR", "overlap")] * 2
     assert "c.jsonl, line 3, and" in findings[0].message
     assert "e.jsonl, line 3: the same question, 'How much is 2 + 2?';" in findings[0].message
