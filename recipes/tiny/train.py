@@ -197,6 +197,14 @@ def save_state(file: Path, state: dict[str, object]) -> None:
     part.replace(file)
 
 
+CARD = """---
+license: apache-2.0
+---
+
+The {name} model of the pair that comes with rpam_lite, made by recipes/tiny/train.py; it knows one kind of question.
+"""
+
+
 def write_checkpoint(model: Qwen2ForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
     """An ordinary Hugging Face folder in bf16, complete under its name or absent."""
     part = folder.with_name(folder.name + ".part")
@@ -207,6 +215,7 @@ def write_checkpoint(model: Qwen2ForCausalLM, tokenizer: Tokenizer, folder: Path
     )
     model.to(torch.bfloat16).save_pretrained(part)
     write_tokenizer_files(tokenizer, part)
+    (part / "README.md").write_text(CARD.format(name=folder.name), encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     part.replace(folder)
 

@@ -18,6 +18,9 @@ def publish_command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="list the files with their sizes; nobody is asked")
     ] = False,
+    license_id: Annotated[
+        str, typer.Option("--license", help="for the cards, as apache-2.0; the parents' where they name the same")
+    ] = "",
     include: Annotated[str, typer.Option(help="what to publish")] = "merged,gguf,report",
 ) -> None:
     """Upload a finished run to the Hugging Face hub: USER/NAME, and USER/NAME-GGUF for the GGUF files.
@@ -30,4 +33,4 @@ def publish_command(
     from rpam_lite.pipeline.publishing import parts_of, publish
 
     say = partial(print, flush=True)
-    publish(opened(run, runs), to, parts_of(include), private, dry_run, say)
+    publish(opened(run, runs), to, parts_of(include), private, dry_run, say, license_id)

@@ -46,7 +46,15 @@ def parts_of(text: str) -> list[str]:
     return parts
 
 
-def publish(run: Run, to: str, parts: Sequence[str], private: bool, dry_run: bool, say: Callable[[str], None]) -> None:
+def publish(
+    run: Run,
+    to: str,
+    parts: Sequence[str],
+    private: bool,
+    dry_run: bool,
+    say: Callable[[str], None],
+    license_id: str = "",
+) -> None:
     """Upload a finished run, or say what would be.
 
     Args:
@@ -56,6 +64,7 @@ def publish(run: Run, to: str, parts: Sequence[str], private: bool, dry_run: boo
         private: Whether only the owner may see the repositories.
         dry_run: Only list the files; nobody is contacted.
         say: Told what happens.
+        license_id: What the cards say, where it is settled; that of the parents without it.
 
     Raises:
         RpamError: The run is not finished or was changed since, the token may not write, or the hub refuses.
@@ -67,6 +76,10 @@ def publish(run: Run, to: str, parts: Sequence[str], private: bool, dry_run: boo
     if not dry_run:
         check_token([to])
     licence = _licence(run, ask_hub=not dry_run, say=say)
+    if license_id:
+        licence = Licence(license_id.lower(), found="--license")
+    elif licence.id == UNKNOWN:
+        say("WARNING: the card names no licence; settle it and name it with --license before others use it")
     repositories = repositories_of(run, to, parts, licence)
     for repository in repositories:
         _warn_of_places(repository, run, say)
@@ -137,10 +150,7 @@ def _licence(run: Run, ask_hub: bool, say: Callable[[str], None]) -> Licence:
     """The merge's; says what is known of the parents', and what follows."""
     parents = [_parent(role, getattr(run.recipe.parents, role), ask_hub) for role in ("long", "short")]
     say(f"licences, of which both parents' apply to the merge: {' '.join(what_follows(parents))}")
-    found = merged_licence(parents)
-    if found.id == UNKNOWN:
-        say("WARNING: the card names no licence; settle it and write `license` into the card before others use it")
-    return found
+    return merged_licence(parents)
 
 
 def _parent(role: str, folder: Path, ask_hub: bool) -> Parent:

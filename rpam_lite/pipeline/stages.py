@@ -80,9 +80,12 @@ def run_export(run: Run) -> None:
 
 def say_closing(run: Run) -> None:
     """Print the closing table, and where everything is."""
-    from rpam_lite.report.markdown import closing
+    from rpam_lite.report.markdown import closing, wish_kept
 
-    run.say(closing(gathered(run)))
+    report, dial = gathered(run), run.recipe.family
+    run.say(closing(report))
+    if wish := wish_kept(report.rows, dial.max_tokens_share, dial.max_points_below_long):
+        run.say(f"{wish}\n")
     run.say(f"report: {page_of(run)}")
     files = [exported_gguf(run), *(quantized_gguf(run, name) for name in run.recipe.quantize.types)]
     run.say(f"files:  {', '.join(str(file) for file in files if file.is_file())}")

@@ -279,6 +279,11 @@ class Report:
         return next(row for row in self.rows if row["name"] == SHORT)
 
     @property
+    def headline_file(self) -> File:
+        """The file that the headline is about."""
+        return next(file for file in self.files if file.row["name"] == self.headline.row["name"])
+
+    @property
     def nearest_scalars(self) -> list[Row]:
         """The interpolation with nearly the tokens of the headline's file, which every claim has beside it; or none."""
         between = [row for row in self.rows if row["kind"] == "scalar"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from rpam_lite.checkpoint.files import size_text
-from rpam_lite.report.data import File, FitLog, Lambdas, Report, Row
+from rpam_lite.report.data import LONG, File, FitLog, Lambdas, Report, Row
 
 # What a reader is told of each measure of `quant.adaptivity`.
 ADAPTIVITY = {
@@ -38,6 +38,25 @@ def closing(report: Report) -> str:
     return f"\n{closing_table(report.rows)}\n\n{levels}" + "\n".join(
         [*verdicts(report.rows), *([f"WARNING from the fit: {warning}."] if warning else []), ""]
     )
+
+
+def wish_kept(rows: Sequence[Row], tokens_share: float | None, points: float | None) -> str:
+    """What the recipe wished of the merge beside what it does on the held-out questions; empty without a wish."""
+    long = next(row for row in rows if row["name"] == LONG)
+    merge = next(row for row in rows if row["kind"] == "merge")
+    told = []
+    if tokens_share is not None:
+        told.append(
+            f"at most {percent(tokens_share)} of Long's tokens: {merge['name']} has "
+            f"{percent(merge['tokens'] / long['tokens'])} on the held-out questions"
+        )
+    if points is not None:
+        lost = 100 * (long["accuracy"] - merge["accuracy"])
+        told.append(
+            f"at most {points:g} points below Long: {merge['name']} is {abs(lost):.1f} "
+            f"{'below' if lost > 0 else 'above'} on the held-out questions"
+        )
+    return f"Wished for {'; '.join(told)}." if told else ""
 
 
 def closing_table(rows: Sequence[Row]) -> str:

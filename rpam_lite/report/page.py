@@ -30,6 +30,7 @@ def page(report: Report) -> str:
             report=report,
             origin=report.origin,
             headline=head,
+            other_file=_other_file(report),
             gain=head.row.get("over_curve"),
             verdict=verdict(head.row),
             light=[("h", heat.palette(heat.LIGHT)), ("s", heat.palette(heat.SPREAD_LIGHT))],
@@ -112,3 +113,9 @@ def _level_charts(report: Report) -> list[charts.Chart]:
 def _told_rows(report: Report) -> list[Mapping[str, Any]]:
     """Rows of the tables by level: both parents and the merge's files."""
     return [report.short, report.long, *(file.row for file in report.files)]
+
+
+def _other_file(report: Report) -> str:
+    """The headline's file, where the commands take another one; else empty."""
+    name = report.headline_file.name
+    return "" if report.use is None or report.use.gguf_name == name else name

@@ -69,8 +69,11 @@ def run_to_publish(tmp_path: Path, types: tuple[str, ...] = TYPES) -> Run:
         types: Of the quantized files.
     """
     recipe = load_recipe(Path("tiny"))
-    long = shutil.copytree(ROOT / "recipes/tiny/long", tmp_path / "hub/models--acme--long/snapshots/0123")
-    short = shutil.copytree(ROOT / "recipes/tiny/short", tmp_path / "short")
+    no_card = shutil.ignore_patterns("README.md")
+    long = shutil.copytree(
+        ROOT / "recipes/tiny/long", tmp_path / "hub/models--acme--long/snapshots/0123", ignore=no_card
+    )
+    short = shutil.copytree(ROOT / "recipes/tiny/short", tmp_path / "short", ignore=no_card)
     parents = recipe.parents.model_copy(update={"long": long, "short": short})
     quantize = recipe.quantize.model_copy(update={"types": types})
     recipe = recipe.model_copy(update={"parents": parents, "quantize": quantize})
@@ -84,11 +87,16 @@ def run_to_publish(tmp_path: Path, types: tuple[str, ...] = TYPES) -> Run:
 
 
 def do(
-    run: Run, to: str = "ada/tiny", parts: tuple[str, ...] = ALL, private: bool = False, dry: bool = False
+    run: Run,
+    to: str = "ada/tiny",
+    parts: tuple[str, ...] = ALL,
+    private: bool = False,
+    dry: bool = False,
+    license_id: str = "",
 ) -> list[str]:
     """Publish it; what was said."""
     said: list[str] = []
-    publish(run, to, parts, private, dry, said.append)
+    publish(run, to, parts, private, dry, said.append, license_id)
     return said
 
 

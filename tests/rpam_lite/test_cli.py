@@ -206,3 +206,17 @@ def test_an_interrupt_that_was_dropped_is_raised_again() -> None:
         with pytest.raises(KeyboardInterrupt):
             check()
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_device_memory_stands_for_the_recipes(tmp_path: Path, pair: Path) -> None:
+    told = rpam_here(
+        "plan", "--shape", "qwen2.5-7b", "--host", "32GiB", "--device-memory", "6GiB", "--json", cwd=tmp_path
+    )
+    cards = json.loads(told.stdout)["cards"]
+    assert [card["card"] for card in cards] == ["6.0 GiB", "CPU"]
+    assert cards[0]["plan"]["peak"]["device"] <= 6 << 30
+    file = recipe(tmp_path, pair)
+    refused(rpam_here("capture", file, "--device-memory", "6GiB", cwd=tmp_path), "stage 'label' is not done")
+    kept = yaml.safe_load((tmp_path / "runs/mine/recipe.yaml").read_text(encoding="utf-8"))
+    assert kept["memory"] == {"device": 6 << 30}
+    refused(rpam_here("fit", file, "--device-memory", "much", cwd=tmp_path), "--device-memory much: must be a size")

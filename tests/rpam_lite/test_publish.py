@@ -144,3 +144,10 @@ def test_modelfiles_and_texts_made_for_the_hub_are_read_too(
     for place, name in (("FROM", "Modelfile"), ("num_ctx", "params")):
         monkeypatch.setattr(Path, "home", partial(Path, place))
         assert [line for line in do(run, dry=True) if line.startswith(f"WARNING: {name}") and "names folders" in line]
+
+
+def test_a_licence_that_is_settled_stands_in_both_cards(run: Run, hub: Hub) -> None:
+    said = do(run, license_id="Apache-2.0")
+    assert not any("names no licence" in line for line in said)
+    for name in ("ada/tiny", "ada/tiny-GGUF"):
+        assert front(hub.repositories[name]["README.md"])["license"] == "apache-2.0"

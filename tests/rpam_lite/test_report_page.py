@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from tinyhtml5.parser import HTMLParser
 from rpam_lite.checkpoint.files import read_json, write_json
 from rpam_lite.report import heat
 from rpam_lite.report.gather import fit_log, lambdas_of
-from rpam_lite.report.markdown import closing, markdown
+from rpam_lite.report.markdown import closing, markdown, wish_kept
 from rpam_lite.report.page import page
 from tests.rpam_lite.finished_run import LAYERS, MATRICES, coefficients, make_run, report_of
 
@@ -228,3 +229,27 @@ def test_a_fit_of_layers_alone_and_its_warning_are_told(tmp_path: Path) -> None:
     assert "layer pull first 0 2.5" in told
     assert "WARNING from the fit: it never fell." in closing(report)
     assert "The fit logged no joint steps" in markdown(report)
+
+
+def test_the_commands_say_where_they_take_another_file_than_the_figures(tmp_path: Path) -> None:
+    report = report_of(*make_run(tmp_path))
+    assert report.use is not None
+    name = report.headline_file.name
+    same, other = (replace(report, use=replace(report.use, gguf_name=n)) for n in (name, "other.gguf"))
+    assert "the figures at the top are of" not in words(parsed(page(same)))
+    assert (
+        f"the commands take other.gguf, the type that programs take unasked, and the figures at the top are of {name}"
+        in (words(parsed(page(other))))
+    )
+
+
+def test_the_end_tells_what_became_of_the_wish() -> None:
+    def row(name: str, kind: str, accuracy: float, tokens: float) -> dict[str, Any]:
+        return {"name": name, "kind": kind, "accuracy": accuracy, "tokens": tokens}
+
+    rows = [row("Long", "parent", 0.9, 100.0), row("Merge f16", "merge", 0.87, 89.0), row("Merge Q8_0", "merge", 0, 1)]
+    assert wish_kept(rows, None, None) == ""
+    assert wish_kept(rows, 0.8, None) == (
+        "Wished for at most 80.0 % of Long's tokens: Merge f16 has 89.0 % on the held-out questions."
+    )
+    assert "at most 2 points below Long: Merge f16 is 3.0 below on the held-out" in wish_kept(rows, None, 2)
