@@ -64,7 +64,7 @@ _CODE_OF_MODULE = {
     "rpam_lite.report": "E13",
     "rpam_lite.streaming": "E06",
     "rpam_lite.streaming.capture": "E11",
-    "rpam_lite.streaming.plan": "E07",
+    "rpam_lite.streaming.choice": "E07",
     "rpam_lite.streaming.shapes": "E02",
     "rpam_lite.streaming.store": "E08",
     "rpam_lite.checkpoint": "E04",

@@ -21,7 +21,7 @@ from rpam_lite.recipe import Fit
 from rpam_lite.streaming.capture import check_finite, gather_positions
 from rpam_lite.streaming.merged import AddGradient, LambdaOf, lambda_gradient, merged_layer, merged_tensor
 from rpam_lite.streaming.next_token import head_gradient
-from rpam_lite.streaming.skeleton import LayerCall
+from rpam_lite.streaming.stubs import LayerCall
 from rpam_lite.streaming.weights import LayerPairs
 
 

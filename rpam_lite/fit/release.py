@@ -28,7 +28,8 @@ from rpam_lite.streaming.capture import check_finite
 from rpam_lite.streaming.codec import Pair
 from rpam_lite.streaming.ends import Ends
 from rpam_lite.streaming.merged import merged_layer, merged_tensor, one_parent
-from rpam_lite.streaming.skeleton import LayerCall, Skeleton
+from rpam_lite.streaming.skeleton import Skeleton
+from rpam_lite.streaming.stubs import LayerCall
 from rpam_lite.streaming.weights import WeightSource
 
 ALPHA_DTYPE = torch.bfloat16

@@ -25,8 +25,8 @@ from rpam_lite.fit.problem import Problem, Reducer
 from rpam_lite.streaming.capture import check_finite, gather_positions
 from rpam_lite.streaming.codec import Pair
 from rpam_lite.streaming.merged import merged_layer, merged_tensor
-from rpam_lite.streaming.skeleton import LayerCall
 from rpam_lite.streaming.store import ActivationStore
+from rpam_lite.streaming.stubs import LayerCall
 
 ITERATIONS = 3
 DAMPING = 1e-3  # of the mean diagonal of J'J

@@ -21,9 +21,10 @@ from rpam_lite.platform import resident_memory
 from rpam_lite.recipe import Fit, Recipe
 from rpam_lite.recipe.fitting import CodecName
 from rpam_lite.streaming.activations import CalibrationSet, stored_top_k
+from rpam_lite.streaming.choice import choose, fits
 from rpam_lite.streaming.ends import Ends
 from rpam_lite.streaming.machine import budget_of, device_of
-from rpam_lite.streaming.plan import Budget, ModelSize, Plan, Way, WorkSize, choose, fits, model_size, plan_for
+from rpam_lite.streaming.plan import Budget, ModelSize, Plan, Way, WorkSize, model_size, plan_for
 from rpam_lite.streaming.skeleton import Skeleton
 from rpam_lite.streaming.store import StoreName, open_store
 from rpam_lite.streaming.top_k import MOST_TOP_K

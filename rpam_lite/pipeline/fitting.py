@@ -87,8 +87,8 @@ def fit_share(run: Run, rank: int, world: int, reduce: Reducer) -> dict[float | 
 
     from rpam_lite.fit.setup import as_begun, open_problem, plan_recipe, prepare_torch, with_batches
     from rpam_lite.streaming.activations import load_questions
+    from rpam_lite.streaming.choice import describe
     from rpam_lite.streaming.machine import peak_memory
-    from rpam_lite.streaming.plan import describe
 
     recipe, settings, folder = run.recipe, run.recipe.fit, run.of("fit")
     prepare_torch(recipe)
@@ -170,7 +170,7 @@ def _fit_member(
     from rpam_lite.fit.joint import fit_jointly, hessian_eigenvalues
     from rpam_lite.fit.sequential import fit_sequentially
     from rpam_lite.fit.setup import open_stores
-    from rpam_lite.streaming.plan import describe
+    from rpam_lite.streaming.choice import describe
 
     settings, values = run.recipe.fit, start
     scratch.mkdir(parents=True, exist_ok=True)

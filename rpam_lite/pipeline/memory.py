@@ -34,7 +34,7 @@ def advice(planned: Planned) -> Iterator[None]:
     import torch
 
     from rpam_lite.checkpoint.files import size_at_least, size_text
-    from rpam_lite.streaming.plan import describe, next_smaller
+    from rpam_lite.streaming.choice import describe, next_smaller
 
     try:
         yield

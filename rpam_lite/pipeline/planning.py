@@ -19,7 +19,8 @@ from rpam_lite.pipeline.parents import on_hub, with_headers
 from rpam_lite.platform import free_memory, resident_memory
 from rpam_lite.preflight.machine import bytes_by_stage
 from rpam_lite.recipe import Fit, Recipe
-from rpam_lite.streaming.plan import Budget, BudgetError, ModelSize, Plan, WorkSize, choose, model_size
+from rpam_lite.streaming.choice import BudgetError, choose
+from rpam_lite.streaming.plan import Budget, ModelSize, Plan, WorkSize, model_size
 from rpam_lite.streaming.plan_table import UNLIMITED, plan_table
 from rpam_lite.streaming.shapes import config_of_shape, shape_of_hub_id
 from rpam_lite.streaming.skeleton import Skeleton, load_config

@@ -26,8 +26,8 @@ def fit_as_released(run: Run) -> tuple[Coefficients, dict[str, Any]]:
     from rpam_lite.fit.release import fit_release, padded_prompts
     from rpam_lite.fit.setup import plan_recipe, prepare_torch
     from rpam_lite.streaming.activations import load_questions
+    from rpam_lite.streaming.choice import describe
     from rpam_lite.streaming.ends import Ends
-    from rpam_lite.streaming.plan import describe
     from rpam_lite.streaming.weights import WeightSource
 
     recipe, settings, folder = run.recipe, run.recipe.fit.release, run.of("fit")

@@ -78,7 +78,7 @@ def _planned(run: Run, questions: CalibrationSet | None, options: Mapping[str, f
     """A way of working that the recipe's memory budget allows."""
     from rpam_lite.fit.setup import plan_work, work_size
     from rpam_lite.streaming.activations import stored_top_k
-    from rpam_lite.streaming.plan import describe
+    from rpam_lite.streaming.choice import describe
     from rpam_lite.streaming.work import estimated_work
 
     work = (

@@ -49,7 +49,7 @@ def calibration_traces(run: Run) -> Traces:
         found = family([row for row in rows if row["key"] in wanted], sorted(dial.prices))
         chosen = found.traces
         weights = {price: own for price, own in found.weights.items()}  # noqa: C416 - of another type
-    return Traces(chosen, calibration_set(chosen, settings), weights)
+    return Traces(chosen, calibration_set(chosen, settings, run.recipe.reads_hidden_states), weights)
 
 
 def seen_rows(run: Run) -> list[dict[str, Any]]:

@@ -57,6 +57,7 @@ _ORDER = (
             "merge.donor": r.merge.donor,
             "memory": r.memory.model_dump(),
             "capture": r.capture.model_dump(),
+            "hidden states": r.reads_hidden_states,
             "dial": depends.captured(r.family),
         },
         parent_folders,

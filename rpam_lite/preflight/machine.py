@@ -17,8 +17,9 @@ from rpam_lite.merge.methods import method_of
 from rpam_lite.platform import resident_memory
 from rpam_lite.preflight.findings import Finding
 from rpam_lite.recipe import OURS, Recipe
+from rpam_lite.streaming.choice import choose, describe
 from rpam_lite.streaming.machine import budget_of, device_of
-from rpam_lite.streaming.plan import choose, describe, model_size
+from rpam_lite.streaming.plan import model_size
 from rpam_lite.streaming.skeleton import Skeleton
 from rpam_lite.streaming.work import assumed_tokens, estimated_work, traces_of
 

@@ -33,7 +33,7 @@ class Capture(Section):
     positions: tuple[Literal["prompt", "last_prompt_token", "response"], ...] = Field(
         ("prompt", "response"),
         min_length=1,
-        description="whose hidden states are kept; the default objective reads none",
+        description="whose hidden states are kept, where the objective reads any; the default one does not",
     )
     answer_tokens: Positive | None = Field(
         None, description="cut every answer after so many tokens, which capture and fit then read; all without it"

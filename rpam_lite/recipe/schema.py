@@ -214,6 +214,12 @@ class Recipe(Section):
         return self.dial if self.merge.method == OURS else Dial()
 
     @property
+    def reads_hidden_states(self) -> bool:
+        """Whether the fit, or what the merge method measures, reads the parents' hidden states."""
+        fit = self.fit
+        return self.merge.method != OURS or fit.sequential or fit.alignment_weight > 0 or fit.contrastive_weight > 0
+
+    @property
     def objective(self) -> Fit:
         """`fit`, with the `kl_form` that the dial asks for where it says none."""
         decides = self.family.decides and self.fit.kl_form == "auto"

@@ -49,8 +49,14 @@ def choose_questions(questions: Sequence[Any], per_class: int, seed: int) -> lis
     return [questions[i] for i in sorted(chosen)]
 
 
-def calibration_set(questions: Sequence[Labelled], settings: Capture) -> CalibrationSet:
-    """Token ids and kept positions of the chosen questions."""
+def calibration_set(questions: Sequence[Labelled], settings: Capture, with_states: bool = True) -> CalibrationSet:
+    """Token ids and kept positions of the chosen questions.
+
+    Args:
+        questions: The chosen ones.
+        settings: The recipe's `capture` section.
+        with_states: Whether hidden states will be read; no position is kept without.
+    """
     answers = [q.response_ids[: settings.answer_tokens] for q in questions]
     return CalibrationSet(
         token_ids=[torch.tensor(q.prompt_ids + answer) for q, answer in zip(questions, answers, strict=True)],
@@ -58,6 +64,8 @@ def calibration_set(questions: Sequence[Labelled], settings: Capture) -> Calibra
         is_long=torch.tensor([q.label == "long" for q in questions]),
         positions=[
             kept_positions(len(q.prompt_ids), len(answer), settings)
+            if with_states
+            else torch.empty(0, dtype=torch.int64)
             for q, answer in zip(questions, answers, strict=True)
         ],
     )

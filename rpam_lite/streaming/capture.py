@@ -30,7 +30,8 @@ from rpam_lite.streaming.activations import (
 from rpam_lite.streaming.ends import Ends
 from rpam_lite.streaming.merged import merged_layer, merged_tensor, one_parent
 from rpam_lite.streaming.next_token import top_k_targets
-from rpam_lite.streaming.skeleton import LayerCall, Skeleton
+from rpam_lite.streaming.skeleton import Skeleton
+from rpam_lite.streaming.stubs import LayerCall
 from rpam_lite.streaming.top_k import MOST_TOP_K, SAMPLE, TopK, choose_top_k, powers_of_two
 from rpam_lite.streaming.weights import LayerPairs, WeightSource
 

@@ -14,8 +14,9 @@ from rpam_lite.streaming.capture import check_finite
 from rpam_lite.streaming.ends import Ends
 from rpam_lite.streaming.merged import LambdaOf, merged_layer, merged_tensor
 from rpam_lite.streaming.next_token import head_gradient
-from rpam_lite.streaming.skeleton import LayerCall, Skeleton
+from rpam_lite.streaming.skeleton import Skeleton
 from rpam_lite.streaming.store import ActivationStore, StoreName, open_store
+from rpam_lite.streaming.stubs import LayerCall
 from rpam_lite.streaming.weights import LayerPairs, WeightSource
 
 OnInput = Callable[[str, torch.Tensor, torch.Tensor], None]

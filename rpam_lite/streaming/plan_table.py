@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from rpam_lite.checkpoint.files import size_text
-from rpam_lite.streaming.plan import Budget, Plan, describe
+from rpam_lite.streaming.choice import describe
+from rpam_lite.streaming.plan import Budget, Plan
 
 UNLIMITED = 1 << 62
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,23 +17,15 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from rpam_lite.errors import RpamError, one_line
+from rpam_lite.streaming.stubs import FinalStates, LayerCall, Stopped, Stub
 
 # Settings that make a layer read more than the residual stream.
 _CROSS_LAYER_SETTINGS = {
     "num_kv_shared_layers": "layers share keys and values",
     "hidden_size_per_layer_input": "layers read an input of their own",
 }
-
-
-@dataclass(frozen=True)
-class LayerCall:
-    """What the model passes to one decoder layer beside the hidden states."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
 
 
 class Skeleton:
@@ -82,12 +73,12 @@ class Skeleton:
             self.head = self.embedding
         self._outside = {n: outside[n] for n in dict.fromkeys([self.embedding, self.head, *self.tail])}
         self._masks: list[torch.Tensor] = []
-        self._stubs = [_Stub(layer) for layer in self._layers]
+        self._stubs = [Stub(layer) for layer in self._layers]
         decoder.layers = torch.nn.ModuleList(self._stubs)
         self._decoder = decoder
         _rebuild_buffers(decoder, self.config, self.device, self._name)
         # What remains is the head, fed with final states.
-        setattr(self._model, self._model.base_model_prefix, _FinalStates())
+        setattr(self._model, self._model.base_model_prefix, FinalStates())
         self._run_once()
 
     def _run_once(self) -> None:
@@ -153,7 +144,7 @@ class Skeleton:
         self._stubs[-1].stops = True
         try:
             self._decoder(inputs_embeds=embedded, use_cache=False)
-        except _Stopped:
+        except Stopped:
             pass
         finally:
             self._stubs[-1].stops = False
@@ -288,43 +279,6 @@ def load_config(folder: Path) -> Any:
         return AutoConfig.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # transformers raises whatever its parts raise
         raise RpamError(f"{folder}: its config can't be used ({one_line(error, 300)}).") from None
-
-
-class _Stopped(Exception):  # noqa: N818 - not an error
-    """Ends a recording once the last layer's arguments are known."""
-
-
-class _Stub(torch.nn.Module):
-    """Stands where a decoder layer stood: notes its arguments and hands the hidden states on."""
-
-    def __init__(self, layer: torch.nn.Module) -> None:
-        super().__init__()
-        # In a tuple, so that the layer is no submodule: its meta tensors are none of the model's.
-        object.__setattr__(self, "_held", (layer,))
-        self.call: LayerCall | None = None
-        self.seen: torch.Tensor | None = None
-        self.replacement: torch.Tensor | None = None
-        self.stops = False
-
-    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        self.call, self.seen = LayerCall(args, kwargs), hidden_states
-        if self.stops:
-            raise _Stopped
-        return hidden_states if self.replacement is None else self.replacement
-
-    def __getattr__(self, name: str) -> Any:
-        # Some models read `attention_type` and the like from the layer.
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self.__dict__["_held"][0], name)
-
-
-class _FinalStates(torch.nn.Module):
-    """Stands where the decoder stood: what comes in are its final hidden states."""
-
-    def forward(self, inputs_embeds: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPast:
-        return BaseModelOutputWithPast(last_hidden_state=inputs_embeds)
 
 
 def _refuse_cross_layer(config: Any) -> None:

@@ -18,21 +18,24 @@ def estimated_work(recipe: Recipe | None, questions: int, tokens: int) -> WorkSi
     if recipe is not None and recipe.capture.answer_tokens is not None:
         tokens, response = tokens - response, min(response, recipe.capture.answer_tokens)
         tokens += response
-    kept = tokens
-    if recipe is not None:
-        settings = recipe.capture
-        answered = response if settings.response_tokens is None else min(response, settings.response_tokens)
-        kept = (tokens - response if "prompt" in settings.positions else 1) + (
-            answered // settings.response_stride if "response" in settings.positions else 0
-        )
     return WorkSize(
         tokens=questions * tokens,
         longest=tokens,
-        kept=questions * kept,
+        kept=questions * (0 if recipe is None else _kept(recipe, tokens - response, response)),
         targets=questions * (response + 1),
         distinct=min(questions * tokens, 8192),
         top_k=assumed_top_k(recipe),
     )
+
+
+def _kept(recipe: Recipe, prompt: int, response: int) -> int:
+    """Positions of a question whose hidden states are kept."""
+    settings = recipe.capture
+    if not recipe.reads_hidden_states:
+        return 0
+    answered = response if settings.response_tokens is None else min(response, settings.response_tokens)
+    of_response = answered // settings.response_stride if "response" in settings.positions else 0
+    return (prompt if "prompt" in settings.positions else 1) + of_response
 
 
 def assumed_tokens(recipe: Recipe | None) -> int:

@@ -10,12 +10,13 @@ from transformers import AutoModelForCausalLM
 
 from rpam_lite.errors import RpamError
 from rpam_lite.fit.batches import micro_batches
+from rpam_lite.fit.gradient import joint_gradient
 from rpam_lite.patterns.label import LabelledQuestion
 from rpam_lite.recipe import Capture
 from rpam_lite.streaming.activations import PARENTS, load_layer, load_questions, load_targets
 from rpam_lite.streaming.calibration import calibration_set, choose_questions, kept_positions
 from rpam_lite.streaming.capture import capture
-from tests.rpam_lite.engine import MICRO_TOKENS, QUESTIONS, capture_pair, engine
+from tests.rpam_lite.engine import MICRO_TOKENS, QUESTIONS, capture_pair, engine, problem_of, stores_of
 from tests.rpam_lite.models import layer_outputs
 
 SETTINGS = Capture(top_k=16)
@@ -149,3 +150,24 @@ def test_a_micro_batch_is_mostly_real_tokens() -> None:
     groups = micro_batches(lengths, 4096)
     assert groups == [[0, 1, 2, 3], [4, 5]]
     assert micro_batches([100, 100, 100, 150], 4096) == [[0, 1, 2], [3]]
+
+
+def test_states_that_nothing_reads_are_not_kept(pair: Path, tmp_path: Path) -> None:
+    without = calibration_set(QUESTIONS, SETTINGS, with_states=False)
+    _, source, ends = engine(pair, without)
+    batches = micro_batches([len(t) for t in without.token_ids], MICRO_TOKENS)
+    capture(source, ends, without, batches, SETTINGS.top_k, tmp_path / "bare")
+    questions = load_questions(tmp_path / "bare")
+    long, short, gap = load_layer(tmp_path / "bare", 0, questions)
+    assert [len(states) for states in (*long, *short)] == [0] * (2 * len(QUESTIONS))
+    assert gap == 0
+    # Of the same targets the default objective gives the same gradient.
+    gradients = []
+    for captured in (tmp_path / "bare", capture_pair(pair, tmp_path / "whole", SETTINGS)):
+        problem = problem_of(pair, captured, torch.float32, alignment_weight=0.0, contrastive_weight=0.0, kl_weight=1.0)
+        values = problem.grouping.start_values(0.5)
+        gradients.append(
+            joint_gradient(problem, values, stores_of(problem, tmp_path, "disk"), lambda vector: vector)[1]
+        )
+    assert torch.equal(*gradients)
+    assert gradients[0].abs().max() > 0

@@ -15,7 +15,8 @@ from rpam_lite.fit.setup import Planned, as_begun
 from rpam_lite.pipeline.fitting import _warning
 from rpam_lite.pipeline.memory import advice
 from rpam_lite.recipe import parse_size
-from rpam_lite.streaming.plan import Budget, WorkSize, choose, describe, model_size
+from rpam_lite.streaming.choice import choose, describe
+from rpam_lite.streaming.plan import Budget, WorkSize, model_size
 from rpam_lite.streaming.shapes import config_of_shape
 from rpam_lite.streaming.skeleton import Skeleton
 

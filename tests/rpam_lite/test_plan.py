@@ -13,18 +13,9 @@ from rpam_lite.cli import app
 from rpam_lite.errors import RpamError
 from rpam_lite.platform import resident_memory
 from rpam_lite.recipe import Memory, parse_size
+from rpam_lite.streaming.choice import BudgetError, choose, fits, next_smaller
 from rpam_lite.streaming.machine import peak_memory
-from rpam_lite.streaming.plan import (
-    Budget,
-    BudgetError,
-    ModelSize,
-    WorkSize,
-    choose,
-    fits,
-    model_size,
-    next_smaller,
-    plan_for,
-)
+from rpam_lite.streaming.plan import Budget, ModelSize, WorkSize, model_size, plan_for
 from rpam_lite.streaming.plan_table import plan_table
 from rpam_lite.streaming.shapes import SHAPES, config_of_shape
 from rpam_lite.streaming.skeleton import Skeleton

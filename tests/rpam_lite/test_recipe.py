@@ -57,6 +57,16 @@ def test_the_scalar_curve_lies_between_the_parents(tmp_path: Path, weights: list
         load_recipe(file)
 
 
+def test_hidden_states_are_read_by_some_objectives_alone(tmp_path: Path) -> None:
+    def reads(**changes: object) -> bool:
+        return load_recipe(write(tmp_path, **changes)).reads_hidden_states
+
+    assert not reads()
+    assert all(reads(fit=fit) for fit in ({"alignment_weight": 0.1}, {"contrastive_weight": 1}, {"preset": "paper"}))
+    assert reads(fit={"sequential": True})
+    assert reads(merge={"method": "acm"})
+
+
 @pytest.mark.parametrize(("text", "says"), [("a: [", "not valid YAML"), ("- 1", "holds no recipe")])
 def test_what_is_no_recipe(tmp_path: Path, text: str, says: str) -> None:
     file = tmp_path / "bad.yaml"

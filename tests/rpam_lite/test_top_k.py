@@ -16,7 +16,8 @@ from rpam_lite.fit.objective import kl_to_targets
 from rpam_lite.fit.setup import Planned, largest_top_k, most_top_k_as_begun
 from rpam_lite.recipe import Capture
 from rpam_lite.streaming.activations import load_questions, stored_top_k
-from rpam_lite.streaming.plan import Budget, WorkSize, choose, fits, model_size, plan_for
+from rpam_lite.streaming.choice import choose, fits
+from rpam_lite.streaming.plan import Budget, WorkSize, model_size, plan_for
 from rpam_lite.streaming.skeleton import Skeleton
 from rpam_lite.streaming.top_k import MOST_TOP_K, WAY, powers_of_two
 from tests.rpam_lite.engine import capture_pair
