@@ -244,6 +244,7 @@ def test_a_method_that_measures_first(trip: Path, tmp_path: Path) -> None:
     shutil.copytree(trip, tmp_path / "copy")
     write_recipe(tmp_path / "copy", merge={"method": "acm", "options": {"temperature": 0.5}})
     run = tmp_path / "copy" / "runs/tiny"
+    rpam(tmp_path / "copy", "capture", "tiny.yaml")  # the fit read no hidden states
     assert "acm: measured for" in rpam(tmp_path / "copy", "statistics", "tiny.yaml")
     assert "verified: " in rpam(tmp_path / "copy", "merge", "tiny.yaml")
     measured = load_file(run / "statistics/statistics.safetensors")
