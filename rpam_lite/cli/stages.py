@@ -153,7 +153,7 @@ def fit_command(
 def capture_command(
     recipe: RecipeArgument, runs: RunsOption = Path("runs"), device_memory: DeviceMemoryOption = None
 ) -> None:
-    """Keep both parents' hidden states on the labelled questions.
+    """Run both parents over the labelled questions, and keep what the fit reads.
 
     Example: rpam capture recipes/tiny.yaml --device-memory 6GiB
     """

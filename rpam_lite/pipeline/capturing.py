@@ -31,6 +31,7 @@ def run_capture(run: Run) -> None:
     from rpam_lite.fit.batches import micro_batches
     from rpam_lite.fit.setup import as_begun, most_top_k_as_begun, open_weights, plan_recipe, prepare_torch
     from rpam_lite.pipeline.memory import advice, peak_text
+    from rpam_lite.recipe.fitting import OF_HIDDEN_STATES
     from rpam_lite.streaming.activations import PARENTS
     from rpam_lite.streaming.capture import capture
     from rpam_lite.streaming.codec import coarsest_codec
@@ -42,6 +43,10 @@ def run_capture(run: Run) -> None:
     prepare_torch(recipe)
     traces = calibration_traces(run)
     chosen, questions = traces.chosen, traces.questions
+    unread = sorted(settings.model_fields_set & OF_HIDDEN_STATES) if not recipe.reads_hidden_states else []
+    if unread:
+        told = ", ".join(f"`capture.{name}`" for name in unread)
+        run.say(f"not read, for the objective reads no hidden states: {told}")
     per_label = {name: sum(q.label == name for q in chosen) for name in PARENTS}
     what = "answers" if recipe.family.settings else "questions"
     run.say(f"calibration set: {per_label['long']} long and {per_label['short']} short {what}")
@@ -49,7 +54,7 @@ def run_capture(run: Run) -> None:
     planned = as_begun(plan_recipe(recipe, questions, run.folder), scratch, folder.glob("streams-*.pt"))
     run.say(plan_table(planned.plan, planned.budget))
     batches = micro_batches([len(t) for t in questions.token_ids], planned.plan.way.micro_tokens)
-    step = run.progress.start("capturing hidden states", planned.skeleton.layers)
+    step = run.progress.start("running both parents", planned.skeleton.layers)
     with advice(planned), peak_memory(planned.skeleton.device) as peak:
         source, ends = open_weights(planned, questions.token_ids, scratch)
         kept = capture(

@@ -44,8 +44,8 @@ def advice(planned: Planned) -> Iterator[None]:
             raise
         smaller = next_smaller(planned.plan, planned.model, planned.work, planned.budget, place, planned.codec)
         if smaller is None:
-            fixed = f" but `memory.codec: auto`, where it is {planned.codec!r} now" if planned.codec else ""
-            then = f"no way of working needs less{fixed}; lower `capture.questions_per_class`"
+            fixed = f" with `memory.codec: {planned.codec}`" if planned.codec else ""
+            then = f"no way of working{fixed} needs less; lower `capture.questions_per_class`"
         else:
             enough = size_at_least(smaller.total(place))
             then = f"set `memory.{place}` to {enough}, which makes it {describe(smaller.way)}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 STAGE_HELP = {
     "check": "Say everything that is wrong with the recipe and its pair.",
     "label": "Sample both parents, grade, and label the calibration questions.",
-    "capture": "Keep both parents' hidden states on the labelled questions.",
+    "capture": "Run both parents over the labelled questions, and keep what the fit reads.",
     "fit": "Fit the merging coefficients.",
     "statistics": "Measure what the merge method needs.",
     "merge": "Write the merged checkpoint.",

@@ -26,6 +26,10 @@ class Memory(Section):
         return None if self.codec == "auto" else self.codec
 
 
+# Settings of `capture` that only matter where hidden states are read.
+OF_HIDDEN_STATES = {"positions", "response_tokens", "response_stride", "skip_first_token"}
+
+
 class Capture(Section):
     """Which questions and positions the hidden states are kept for."""
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from rpam_lite.checkpoint.arithmetic import interpolate
-from rpam_lite.checkpoint.files import append_rows, read_rows, whole_file, whole_folder
+from rpam_lite.checkpoint.files import append_rows, read_rows, save_state, whole_file, whole_folder
 from rpam_lite.checkpoint.source import CheckpointSource
 from rpam_lite.checkpoint.write import write_checkpoint
 from rpam_lite.errors import RpamError
@@ -166,3 +166,14 @@ def test_appended_rows_survive_an_interruption(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-4])
     append_rows(file, rows("c"))
     assert read_rows(file) == {"a": {"key": "a", "text": "ä a"}, "c": {"key": "c", "text": "ä c"}}
+
+
+def test_torchs_word_for_a_full_disk_becomes_the_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(value: object, path: Path) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="can't be written whole") as caught:
+        save_state({"a": 1}, tmp_path / "state.pt")
+    assert caught.value.filename == str(tmp_path / "state.pt")
+    assert not list(tmp_path.iterdir())

@@ -15,7 +15,7 @@ from rpam_lite.fit.setup import Planned, as_begun
 from rpam_lite.pipeline.fitting import _warning
 from rpam_lite.pipeline.memory import advice
 from rpam_lite.recipe import parse_size
-from rpam_lite.streaming.choice import choose, describe
+from rpam_lite.streaming.choice import choose, describe, next_smaller
 from rpam_lite.streaming.plan import Budget, WorkSize, model_size
 from rpam_lite.streaming.shapes import config_of_shape
 from rpam_lite.streaming.skeleton import Skeleton
@@ -37,10 +37,19 @@ def test_memory_that_runs_out_names_the_next_smaller_way_and_it_is_smaller(plann
     with pytest.raises(RpamError, match="Out of host memory with exact layers on host") as caught, advice(planned):
         torch.empty(1 << 55)  # torch's own error
     size = str(caught.value).split("set `memory.host` to ")[1].split(",")[0]
-    smaller = choose(planned.model, WORK, Budget(None, int(parse_size(size.replace(" ", ""), "") * 1.01), MUCH))
+    smaller = choose(planned.model, WORK, Budget(None, parse_size(size.replace(" ", ""), ""), MUCH))
     assert f"which makes it {describe(smaller.way)}" in str(caught.value)
     assert smaller.total("host") < 0.9 * planned.plan.total("host")
     assert "another one starts this stage anew" in str(caught.value)
+
+
+def test_a_codec_that_is_set_is_kept_in_the_advice(planned: Planned) -> None:
+    plans = [choose(planned.model, WORK, Budget(None, MUCH, MUCH), "nf4")]
+    while (less := next_smaller(plans[-1], planned.model, WORK, planned.budget, "host", "nf4")) is not None:
+        plans.append(less)
+    for plan, says in ((plans[0], "which makes it nf4 layers"), (plans[-1], "with `memory.codec: nf4` needs less")):
+        with pytest.raises(RpamError, match=says), advice(replace(planned, plan=plan, codec="nf4")):
+            raise MemoryError
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
@@ -68,7 +77,7 @@ def test_on_a_card_the_place_that_lacks_memory_is_named(planned: Planned, error:
         raise error
     size = parse_size(str(caught.value).split(f"set `memory.{place}` to ")[1].split(",")[0].replace(" ", ""), "")
     assert size < on_card.plan.total(place)
-    less = replace(budget, **{place: int(1.01 * size)})
+    less = replace(budget, **{place: size})
     assert f"which makes it {describe(choose(planned.model, WORK, less).way)}" in str(caught.value)
 
 
